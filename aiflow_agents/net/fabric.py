@@ -1,0 +1,216 @@
+"""The nodes and links of one world in use: who waits for whom, how long, and for how many joules.
+
+A message is stored and forwarded: on each hop it waits its turn, is sent at the link's rate, then travels for the link's latency.
+
+    turn   |--waits--|==sent: bytes * 8 / rate==|--latency, jitter, resends--|> next hop
+    link   ==before==|==========mine============|==next one===
+
+Time is the running loop's: virtual seconds of the current world on a `WorldLoop`. One timer per hop and one per job on a node; no tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from .clock import sleep_until
+from .network import Hop, Network
+
+FRAME_BYTES = 1500  # what is lost and sent again at once: an Ethernet frame
+_MASK = (1 << 64) - 1
+
+
+class Moved(NamedTuple):
+    """What a transfer took. `sent_bytes` counts every hop and what had to be sent again."""
+
+    seconds: float = 0.0
+    energy_j: float = 0.0
+    hops: int = 0
+    sent_bytes: int = 0
+
+
+class _Radio:
+    __slots__ = ("awake_until",)
+
+    def __init__(self) -> None:
+        self.awake_until = 0.0
+
+
+class _Way:
+    """One direction of a link."""
+
+    __slots__ = ("free_at", "last_arrival", "radio")
+
+    def __init__(self, radio: _Radio):
+        self.free_at = 0.0
+        self.last_arrival = 0.0
+        self.radio = radio
+
+
+class _Station:
+    """A node's slots and the line before them."""
+
+    __slots__ = ("free", "line")
+
+    def __init__(self, slots: int):
+        self.free = slots
+        self.line: deque[asyncio.Future[None]] = deque()
+
+    def release(self) -> None:
+        """The slot goes to the next one in line, who may have left it."""
+        while self.line:
+            turn = self.line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.free += 1
+
+
+class Fabric:
+    """A network as one world uses it. `seed` decides jitter and loss, together with the number of the transfer in this world."""
+
+    __slots__ = ("network", "seed", "_key", "_transfers", "_ways", "_radios", "_stations")
+
+    def __init__(self, network: Network, *, seed: int = 0):
+        self.network = network
+        self.seed = seed
+        self._key = _mix(_mix(seed & _MASK) ^ 1)
+        self._transfers = 0
+        self._ways: dict[tuple[str, str], _Way] = {}
+        self._radios: dict[tuple[str, str], _Radio] = {}
+        self._stations: dict[str, _Station] = {}
+
+    async def transfer(self, src: str, dst: str, nbytes: int, *, book: Callable[[Hop, float, int], None] | None = None) -> Moved:
+        """Move `nbytes` from one node to another, and return when the last of them has arrived.
+
+        `book(hop, energy_j, sent_bytes)` is called as each link takes the message. From then on it is sent and costs what it costs, also when
+        the one who waits is cancelled; it then goes no further than that link. On one node nothing moves, costs, or lets others run.
+        Raises NoRoute and UnknownName.
+        """
+        if nbytes < 0:
+            raise ValueError(f"a message of {nbytes} bytes")
+        route = self.network.route(src, dst)
+        if not route:
+            return Moved()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        self._transfers += 1
+        number, energy_j, total_bytes = self._transfers, 0.0, 0
+        for position, hop in enumerate(route):
+            arrival, joules, sent_bytes = self._send(hop, nbytes, loop.time(), number, position)
+            energy_j += joules
+            total_bytes += sent_bytes
+            if book is not None:
+                book(hop, joules, sent_bytes)
+            await sleep_until(arrival)
+        return Moved(loop.time() - begun, energy_j, len(route), total_bytes)
+
+    async def occupy(self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None) -> float:
+        """Hold one of a node's slots for `seconds`, first come first served; give the seconds waited for it.
+
+        `book(used_s)` is called exactly once, with the seconds to be billed. A job cancelled in line leaves it and used 0. A running one holds
+        its slot until the cancel reaches the node: `cancel_delay_s` later, by default the way's latency from home, but no longer than it would
+        have run. The cancelled caller does not wait for that.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"a job of {seconds} seconds")
+        station = self._stations.get(node)
+        if station is None:
+            station = self._stations[node] = _Station(self.network.node(node).slots)
+        loop = asyncio.get_running_loop()
+        asked = began = loop.time()
+        if station.free:
+            station.free -= 1
+        else:
+            turn: asyncio.Future[None] = loop.create_future()
+            station.line.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # the slot was given at the very instant of the cancel
+                    station.release()
+                if book is not None:
+                    book(0.0)
+                raise
+            began = loop.time()
+        try:
+            if seconds:
+                await sleep_until(began + seconds)
+        except asyncio.CancelledError:
+            if cancel_delay_s is None:
+                cancel_delay_s = self.network.latency_s(self.network.home, node)
+            used_s = min(seconds, loop.time() - began + cancel_delay_s)
+            loop.call_at(began + used_s, station.release)
+            if book is not None:
+                book(used_s)
+            raise
+        station.release()
+        if book is not None:
+            book(seconds)
+        return began - asked
+
+    def _send(self, hop: Hop, nbytes: int, now: float, number: int, position: int) -> tuple[float, float, int]:
+        """Put a message in line on a link: (time of arrival, joules, bytes sent).
+
+        Arrivals keep the order of sending, whatever the jitter. Tail energy is counted once per radio and second: a message that finds the
+        link's radio still awake from an earlier one, either way, pays only for how much longer it stays awake. Radios begin asleep.
+        """
+        way = self._ways.get((hop.src, hop.dst))
+        if way is None:
+            way = self._ways[hop.src, hop.dst] = _Way(self._radios.setdefault(hop.link, _Radio()))
+        sent_bytes, delay_s = nbytes, hop.latency_s
+        if hop.jitter_s or hop.loss:
+            uniform = _uniforms(self._key ^ _mix(number << 8 | position))
+            delay_s -= hop.jitter_s * math.log1p(-next(uniform))
+            if hop.loss:
+                again, rounds = _resent(nbytes, hop.loss, uniform)
+                sent_bytes += again
+                delay_s += rounds * 2 * hop.latency_s  # what is missing is asked for, and sent again
+        sending_s = sent_bytes * 8 / hop.rate_bps
+        way.free_at = end = max(now, way.free_at) + sending_s
+        way.last_arrival = arrival = max(end + delay_s, way.last_arrival)
+
+        radio = hop.radio
+        joules = radio.base_w * sending_s + radio.j_per_byte * sent_bytes
+        if radio.tail_s:
+            joules += radio.tail_w * max(0.0, end + radio.tail_s - max(way.radio.awake_until, end))
+        way.radio.awake_until = max(way.radio.awake_until, end + radio.tail_s)
+        return arrival, joules, sent_bytes
+
+
+def _resent(nbytes: int, loss: float, uniform: Iterator[float]) -> tuple[int, int]:
+    """(bytes sent again, rounds of asking for them): each frame is lost independently with probability `loss`, again and again."""
+    frame_bytes = min(FRAME_BYTES, nbytes)
+    missing, again, rounds = math.ceil(nbytes / FRAME_BYTES), 0, 0
+    log_kept = math.log1p(-loss)
+    while missing:
+        lost, frame = 0, _skip(uniform, log_kept)
+        while frame < missing:
+            lost += 1
+            frame += 1 + _skip(uniform, log_kept)
+        missing = lost
+        again += lost
+        rounds += lost > 0
+    return again * frame_bytes, rounds
+
+
+def _skip(uniform: Iterator[float], log_kept: float) -> float:
+    """How many frames get through before the next one is lost: geometric, so that only losses cost a draw."""
+    return math.log1p(-next(uniform)) // log_kept
+
+
+def _uniforms(key: int) -> Iterator[float]:
+    """Numbers in [0, 1) that depend on the key alone (SplitMix64, Steele et al. 2014): no state to keep, nothing shared between transfers."""
+    state = _mix(key)
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        yield (_mix(state) >> 11) * 2.0**-53
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
