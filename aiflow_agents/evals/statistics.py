@@ -1,0 +1,245 @@
+"""The few statistical questions an evaluation asks, one function each.
+
+Every question here is *paired*: two arms answered the same tasks, so only the tasks where they differ carry information. All functions are
+pure, take plain numbers or arrays and, where chance is involved, a seed. Shares are fractions in [0, 1], never percent.
+
+| question | function |
+|---|---|
+| how well is this accuracy known? | `wilson` (right/wrong), `bootstrap_mean` (graded) |
+| is arm A better than arm B? | `mcnemar_exact` (right/wrong), `paired_permutation` (graded) |
+| by how much? | `tango` (right/wrong), `bootstrap_mean` of the differences (graded) |
+| is A better than *every one* of these? | `iut` |
+| several claims were tested; which survive? | `holm` |
+| what could this many tasks have shown? | `power_mcnemar`, `mde` |
+| how much of what is possible was reached? | `capture` |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import bdtr
+from scipy.stats import binom, norm
+
+HEADROOM = 0.05  # below this many points between best member and oracle, a share of it is noise divided by noise
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval for one accuracy: which true shares are compatible with `successes` right answers out of `n`?
+
+    Assumes independent tasks. Unlike "share plus or minus two standard errors" it never leaves [0, 1] and stays honest near 0 and 1.
+    `n = 0` says nothing: (0, 1). Source: Wilson, JASA 22 (1927) 209.
+    """
+    _counts(successes, n - successes)
+    if n == 0:
+        return 0.0, 1.0
+    z = _z(level)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (0.0 if successes == 0 else max(0.0, centre - half)), (1.0 if successes == n else min(1.0, centre + half))
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided p that two right/wrong arms are equally good, where only the first was right on `b` tasks and only the second on `c`.
+
+    If the arms are equally good each of the b + c discordant tasks is a fair coin, so this is an exact binomial test. It assumes
+    independent tasks and nothing else; being discrete it is conservative (at a nominal 5 % it errs in 2-5 %).
+    Source: McNemar, Psychometrika 12 (1947) 153, in its exact conditional form.
+    """
+    _counts(b, c)
+    return min(1.0, 2.0 * float(binom.cdf(min(b, c), b + c, 0.5)))
+
+
+def tango(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval for the paired difference (b - c) / n of two accuracies on the same `n` tasks; `b`, `c` as in `mcnemar_exact`.
+
+    It holds every difference that a score test would not reject, where the nuisance (how often the arms differ at all) takes its most
+    likely value under that difference. Good coverage down to a few dozen tasks and at b = c = 0, where simpler intervals have width 0.
+    `n = 0` gives (-1, 1). Source: Tango, Statistics in Medicine 17 (1998) 891, closed form of the restricted estimate from section 3.
+    """
+    _counts(b, c, n - b - c)
+    if n == 0:
+        return -1.0, 1.0
+    z = _z(level)
+
+    def excess(delta: float) -> float:  # > 0 where the score test rejects `delta`; written without a division, so finite everywhere
+        linear = (2 * n - b + c) * delta - b - c
+        root = math.sqrt(max(0.0, linear * linear + 8 * n * c * delta * (1 - delta)))
+        only_second = (root - linear) / (4 * n)  # most likely share of tasks that only the second arm gets right, given `delta`
+        return (b - c - n * delta) ** 2 - z * z * n * max(0.0, 2 * only_second + delta * (1 - delta))
+
+    centre, step = (b - c) / n, 1e-10  # a step off the centre: at b = c = 0 the centre itself is a spurious root
+    low = -1.0 if centre - step <= -1 else float(brentq(excess, -1.0, centre - step))
+    high = 1.0 if centre + step >= 1 else float(brentq(excess, centre + step, 1.0))
+    return low, high
+
+
+def paired_permutation(x: np.ndarray, y: np.ndarray, seed: int, resamples: int = 10_000) -> float:
+    """Two-sided p that two graded arms are equally good: `x`, `y` are scores of the same tasks, shape [n_tasks].
+
+    If the arms are exchangeable, the sign of every task's difference is a fair coin. p is the share of sign patterns whose mean
+    difference is at least as large as the one observed: all patterns where there are at most `resamples` of them, otherwise `resamples`
+    random ones plus the observed, so p is never 0 and the test stays valid. Assumes independent tasks.
+    Source: Fisher, The Design of Experiments (1935) §21; the plus one: Phipson & Smyth, SAGMB 9 (2010) 39.
+    """
+    difference = np.asarray(x, dtype=float) - np.asarray(y, dtype=float)
+    difference = difference[difference != 0]
+    k = len(difference)
+    observed = abs(difference.sum()) - 1e-12 * np.abs(difference).sum()  # sums of floats that are equal on paper must count as equal
+    if 2**k <= resamples:
+        patterns = (np.arange(2**k)[:, None] >> np.arange(k)) & 1
+        return float(np.mean(np.abs(_flipped(patterns, difference)) >= observed))
+    rng = np.random.default_rng(seed)
+    hits, left = 0, resamples
+    while left:
+        rows = min(left, max(1, 4_000_000 // k))  # blocks of 4 million signs: a few tens of megabytes
+        bits = np.unpackbits(np.frombuffer(rng.bytes(rows * -(-k // 8)), dtype=np.uint8).reshape(rows, -1), axis=1, count=k)
+        hits += int(np.count_nonzero(np.abs(_flipped(bits, difference)) >= observed))
+        left -= rows
+    return (hits + 1) / (resamples + 1)
+
+
+def bootstrap_mean(values: np.ndarray, seed: int, level: float = 0.95, resamples: int = 2_000) -> tuple[float, float]:
+    """Interval for the mean of per-task values, shape [n_tasks]: scores of one arm, or differences of two arms.
+
+    Percentile bootstrap over tasks. Assumes independent tasks, and a few dozen of them. Source: Efron, Ann. Statist. 7 (1979) 1.
+    """
+    means = _bootstrap_means(np.asarray(values, dtype=float)[:, None], seed, resamples)[:, 0]
+    tail = (1 - level) / 2
+    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: rejecting those at or below alpha makes one or more false claims with probability <= alpha.
+
+    Valid whatever the dependence between the tests; never less powerful than Bonferroni. Source: Holm, Scand. J. Statist. 6 (1979) 65.
+    """
+    adjusted, floor = [0.0] * len(pvalues), 0.0
+    for rank, i in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
+        floor = max(floor, min(1.0, (len(pvalues) - rank) * pvalues[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
+def iut(pvalues: Sequence[float]) -> float:
+    """p for the claim that *all* of several nulls are false ("better than every member"): the largest p.
+
+    The intersection-union test: each part must reject on its own, so no correction for their number is due.
+    Source: Berger, Technometrics 24 (1982) 295.
+    """
+    if not pvalues:
+        raise ValueError("a claim about every member needs at least one member")
+    return max(pvalues)
+
+
+def power_mcnemar(n: int, delta: float, discordant: float, alpha: float = 0.05) -> float:
+    """How often would `n` tasks show a true difference of `delta`, when the arms differ on a share `discordant` of the tasks?
+
+    The probability that `mcnemar_exact` gives p <= alpha *in the direction of delta*, by summing the exact binomial tail over every number
+    of discordant tasks (those with a total weight below 1e-12 aside, by Bernstein's inequality). Raises ValueError unless
+    |delta| <= discordant <= 1.
+    """
+    if not 0 <= abs(delta) <= discordant <= 1:
+        raise ValueError(f"a difference of {delta} needs at least that many discordant tasks, not {discordant}")
+    return _power(n, abs(delta), discordant, _most_losses(n, alpha))
+
+
+def _most_losses(n: int, alpha: float) -> np.ndarray:
+    """Among d = 0..n discordant tasks, the most losses at which `mcnemar_exact` still gives p <= alpha; -1 where it never does. [n + 1]."""
+    d = np.arange(n + 1)
+    losses = np.asarray(binom.ppf(alpha / 2, d, 0.5))
+    return losses - (bdtr(losses, d, 0.5) > alpha / 2)
+
+
+def _power(n: int, delta: float, discordant: float, most_losses: np.ndarray) -> float:
+    if discordant == 0:
+        return 0.0
+    mean, reach = n * discordant, 8 * math.sqrt(n * discordant * (1 - discordant)) + 20
+    d = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)  # numbers of discordant tasks worth summing over
+    d = d[most_losses[d] >= 0]
+    loses_share = max(0.0, (1 - delta / discordant) / 2)
+    return float(np.sum(binom.pmf(d, n, discordant) * bdtr(most_losses[d], d, loses_share)))
+
+
+def mde(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true difference that `n` tasks would have shown with probability `power`; inf where none would.
+
+    `discordant` is the share of tasks on which the arms differ. A difference larger than that share needs more of them, so beyond it the
+    share is taken to be the difference itself (which keeps the answer defined when the arms hardly ever differ).
+    """
+    most_losses = _most_losses(n, alpha)
+
+    def shown(delta: float) -> float:
+        return _power(n, delta, max(discordant, delta), most_losses) - power
+
+    if shown(1.0) < 0:
+        return math.inf
+    return float(brentq(shown, 0.0, 1.0, xtol=1e-6))
+
+
+def mde_graded(difference: np.ndarray, alpha: float = 0.05, power: float = 0.8) -> float:
+    """`mde` for graded scores: `difference` holds the paired differences, shape [n_tasks]. Normal approximation; inf where nothing varies."""
+    spread = float(np.std(difference, ddof=1)) if len(difference) > 1 else 0.0
+    if spread == 0:
+        return math.inf
+    return (float(norm.isf(alpha / 2)) + float(norm.ppf(power))) * spread / math.sqrt(len(difference))
+
+
+def capture(team: np.ndarray, best: np.ndarray, oracle: np.ndarray, seed: int,
+            level: float = 0.95, resamples: int = 2_000) -> tuple[float, tuple[float, float]] | None:
+    """The share of the oracle's head-room over the best member that the team won: (share, (low, high)).
+
+    (team - best) / (oracle - best) of the mean scores; arrays of scores of the same tasks, shape [n_tasks]. 0: no better than the best member,
+    1: as good as picking a right member every time; it may be negative or, when members help each other, above 1. The interval is a
+    percentile bootstrap over tasks. None where the head-room is under 5 points: the ratio would be noise. An oracle is credited with lucky guesses,
+    so the share means little where answers are few.
+    """
+    gain = np.stack([np.asarray(team, dtype=float), np.asarray(oracle, dtype=float)], axis=1) - np.asarray(best, dtype=float)[:, None]
+    if len(gain) == 0 or gain[:, 1].mean() < HEADROOM - 1e-12:
+        return None
+    means = _bootstrap_means(gain, seed, resamples)
+    means = means[means[:, 1] > 0]
+    shares = means[:, 0] / means[:, 1]
+    tail = (1 - level) / 2
+    return float(gain[:, 0].mean() / gain[:, 1].mean()), (float(np.quantile(shares, tail)), float(np.quantile(shares, 1 - tail)))
+
+
+def _bootstrap_means(rows: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Column means of `resamples` bootstrap samples of the rows. rows: [n, columns] -> [resamples, columns].
+
+    Where few rows are distinct (right/wrong scores: a handful, whatever n is) the equal ones are drawn together, by one multinomial.
+    """
+    if len(rows) == 0:
+        raise ValueError("nothing to resample")
+    n, rng = len(rows), np.random.default_rng(seed)
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    few = 8 * len(distinct) <= n
+    means, block = [], max(1, 4_000_000 // (len(distinct) if few else n))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        if few:
+            means.append(rng.multinomial(n, counts / n, size=size) @ distinct / n)  # [size, distinct] @ [distinct, columns]
+        else:
+            drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]  # row i of the sample counts in [i * n, (i + 1) * n)
+            means.append(np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) @ rows / n)
+    return np.concatenate(means)
+
+
+def _flipped(bits: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """Sum of the differences with the signs of `bits` flipped. bits: [patterns, k] of 0 and 1 -> [patterns]."""
+    return difference.sum() - 2.0 * (bits.astype(np.float64) @ difference)
+
+
+def _z(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"a confidence level lies between 0 and 1, not at {level}")
+    return float(norm.isf((1 - level) / 2))
+
+
+def _counts(*counts: int) -> None:
+    if any(count < 0 for count in counts):
+        raise ValueError(f"counts must not be negative, and parts must not exceed the whole: {counts}")
