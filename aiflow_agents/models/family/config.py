@@ -1,0 +1,135 @@
+"""What a model folder says about its decoder: `config.json`, read and checked without loading a tensor (or torch)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiflow_agents.errors import ConfigError, UserError
+from aiflow_agents.models.protocol import Shape
+
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The part of `config.json` that decides what is computed."""
+
+    model_type: str
+    vocab: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    tied: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    max_context: int
+    rope: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> DecoderConfig:
+        """Read and check `folder/config.json`. Raises `ConfigError` naming the key that this decoder cannot honour."""
+        file = Path(folder) / "config.json"
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"model folder {folder} has no config.json; a model is a folder in the Hugging Face layout") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"not JSON: {error.msg}", file=file, line=error.lineno) from None
+        _refuse_unsupported(raw, file)
+        kind = raw["model_type"]
+        try:
+            width, heads = raw["hidden_size"], raw["num_attention_heads"]
+            bias = bool(raw.get("attention_bias", False))
+            return cls(
+                model_type=kind,
+                vocab=raw["vocab_size"],
+                width=width,
+                inner=raw["intermediate_size"],
+                layers=raw["num_hidden_layers"],
+                heads=heads,
+                kv_heads=raw.get("num_key_value_heads") or heads,
+                # Qwen3 alone has a fixed default; the others divide the width.
+                head_dim=raw.get("head_dim") or (128 if kind == "qwen3" else width // heads),
+                norm_eps=raw.get("rms_norm_eps", 1e-6),
+                tied=raw.get("tie_word_embeddings", False),
+                qkv_bias=True if kind == "qwen2" else bias,
+                out_bias=False if kind == "qwen2" else bias,
+                mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
+                qk_norm=kind == "qwen3",
+                max_context=raw.get("max_position_embeddings", 2048),
+                rope=tuple(sorted(_rope_settings(raw, file).items())),
+            )
+        except KeyError as missing:
+            raise ConfigError("is missing", file=file, key=str(missing.args[0])) from None
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+    def shape(self, dtype_bytes: int = 4) -> Shape:
+        """Sizes and parameter counts for the cost model. The last norm is counted with the blocks."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        block = self.width * (q + 2 * kv) + q * self.width + 3 * self.width * self.inner + 2 * self.width
+        block += self.qkv_bias * (q + 2 * kv) + self.out_bias * self.width + self.mlp_bias * (2 * self.inner + self.width)
+        block += self.qk_norm * 2 * self.head_dim
+        return Shape(
+            layers=self.layers, width=self.width, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim,
+            block_params=self.layers * block + self.width, head_params=self.vocab * self.width, vocab=self.vocab, dtype_bytes=dtype_bytes,
+        )  # fmt: skip
+
+
+def _refuse_unsupported(raw: Mapping[str, Any], file: Path) -> None:
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ConfigError(f"'{kind}' is not supported; known: {', '.join(MODEL_TYPES)}", file=file, key="model_type")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"'{raw['hidden_act']}' is not supported; expected 'silu'", file=file, key="hidden_act")
+    if raw.get("quantization_config"):
+        raise ConfigError("quantized weights are not supported; use an unquantized copy of the model", file=file, key="quantization_config")
+    layers, windowed = raw.get("num_hidden_layers", 0), raw.get("use_sliding_window") and raw.get("sliding_window")
+    kinds = raw.get("layer_types") or (["sliding_attention"] if windowed and raw.get("max_window_layers", 28) < layers else [])
+    for other in sorted(set(kinds) - {"full_attention"}):
+        raise ConfigError(f"'{other}' layers are not supported; only full attention is", file=file, key="layer_types")
+
+
+def _rope_settings(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Rotary settings from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (before)."""
+    given = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    kind = given.pop("rope_type", None) or given.get("type") or "default"
+    given.pop("type", None)
+    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    if kind not in ROPE_TYPES:
+        raise ConfigError(f"rope type '{kind}' is not supported; known: {', '.join(ROPE_TYPES)}", file=file, key=key)
+    if given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ConfigError("heads that turn only in part are not supported", file=file, key="partial_rotary_factor")
+    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}.get(kind, ())
+    for name in needed:
+        if given.get(name) is None:
+            raise ConfigError(f"rope type '{kind}' needs a number here", file=file, key=f"{key}.{name}")
+    theta = given.get("rope_theta") or raw.get("rope_theta") or 10000.0
+    trained = "original_max_position_embeddings"
+    original = given.get(trained) or raw.get(trained) or raw.get("max_position_embeddings", 2048)
+    plain = {name: value for name, value in given.items() if isinstance(value, (int, float, bool))}
+    return {**plain, "rope_type": kind, "rope_theta": float(theta), trained: original}
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, sorted by name. Raises `UserError` when there are none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        other = next(iter(sorted([*Path(folder).glob("*.bin"), *Path(folder).glob("*.pt")])), None)
+        hint = f"{other.name} is a pickle and is not read; save it again as safetensors" if other else "copy or train them first"
+        raise UserError(f"model folder {folder} has no weights (*.safetensors): {hint}")
+    return files

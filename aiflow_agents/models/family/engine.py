@@ -1,0 +1,277 @@
+"""Batched generation: prompts as token ids in, tokens and their log-probabilities out.
+
+    prompts --sorted, grouped--> prefill (each prompt once) --a row per request--> decode loop --> Generated
+
+The cache of a batch has the prompts in columns [0, prompt_columns) and the generated tokens behind them, one column a step for all rows.
+Columns that a row does not use are masked and hold finite numbers, so padding is never read.
+
+**Rows do not know each other** (`stable=True`). A matrix product may add in another order when it has other sizes, so the sizes that a row can
+feel are kept from depending on the batch: never fewer than 16 rows in a product; columns in whole steps of 8, so that a row's own columns stay
+in the same lanes and only zeros come between; and rows whose products would be long enough to be added in blocks are batched only with rows of
+as many columns. `tests/models/test_engine.py` holds this to be bit-exact in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aiflow_agents.models.family.decoder import Cache, Decoder, Span
+
+MIN_ROWS = 16
+STEP = 8  # columns come in multiples of this
+SHORT_PROMPT, SHORT_ANSWER = 128, 64  # up to 192 columns are added in one block (MKL)
+SMALL_PRODUCT = 400  # below so many multiplications torch takes another path
+MAX_ROWS = 256
+PREFILL_TOKENS = 512
+CACHE_BYTES = 1 << 30
+
+Stop = Callable[[Sequence[int]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """`logprobs[i]` is the natural log-probability of `token_ids[i]` at temperature 1; an end token that was made is included."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: str  # "stop" | "length"
+
+
+@dataclass(slots=True)
+class _Row:
+    """One request on its way through the loop."""
+
+    place: int  # where its answer goes
+    prompt: tuple[int, ...]
+    room: int  # tokens it may still make at the start
+    temperature: float
+    top_p: float
+    seed: int
+    stop: Stop | None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = ""
+
+
+class Engine:
+    """Generates with one decoder.
+
+    `stable` makes greedy tokens and log-probabilities independent of the rest of the batch; without it a lone request is not padded and is faster.
+    """
+
+    def __init__(self, decoder: Decoder, eos_ids: Sequence[int], pad_id: int = 0, *, stable: bool = True):
+        self.decoder, self.eos_ids, self.pad_id, self.stable = decoder, frozenset(eos_ids), pad_id, stable
+        self._min_rows, self._step = (MIN_ROWS, STEP) if stable else (1, 1)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: Sequence[int],
+        temperature: Sequence[float] | None = None,
+        top_p: Sequence[float] | None = None,
+        seeds: Sequence[int] | None = None,
+        stops: Sequence[Stop | None] | None = None,
+    ) -> list[Generated]:
+        """Answer every prompt; all sequences have one entry per prompt.
+
+        A row ends at an end token, when `stops[i](tokens so far)` says so, after `max_tokens[i]`, or at the end of the model's context.
+        Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only.
+        Raises `ValueError` for an empty prompt or one that leaves no room in the context: the caller has checked that.
+        """
+        n, limit = len(prompts), self.decoder.config.max_context
+        heat, nucleus, seed, stop = temperature or [0.0] * n, top_p or [1.0] * n, seeds or [0] * n, stops or [None] * n
+        rows = []
+        for i, prompt in enumerate(prompts):
+            if not 0 < len(prompt) < limit:
+                raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit - 1}")
+            rows.append(_Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i]))
+        with torch.inference_mode():
+            for batch in self._batches([row for row in rows if row.room > 0]):
+                self._run(batch)
+        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length") for row in rows]
+
+    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Rows that run together: of similar prompt length, as many as fit in memory."""
+
+        def lane(row: _Row) -> int:
+            if not self.stable or (len(row.prompt) <= SHORT_PROMPT and row.room <= SHORT_ANSWER):
+                return 0
+            return _up(len(row.prompt), 64)
+
+        c = self.decoder.config
+        column_bytes = 2 * c.layers * c.kv_heads * c.head_dim * self.decoder.embedding.element_size()
+        rows = sorted(rows, key=lambda row: (lane(row), len(row.prompt), row.prompt))
+        while rows:
+            first = lane(rows[0])
+            columns = max(_up(len(row.prompt), 64) + row.room for row in rows[:MAX_ROWS] if lane(row) == first)
+            most = min(MAX_ROWS, max(MIN_ROWS, CACHE_BYTES // (columns * column_bytes)))
+            count = next((i for i, row in enumerate(rows[:most]) if lane(row) != first), min(most, len(rows)))
+            yield rows[:count]
+            rows = rows[count:]
+
+    def _run(self, rows: list[_Row]) -> None:
+        decoder, step = self.decoder, self._step
+        prompts = list(dict.fromkeys(row.prompt for row in rows))  # still sorted by length
+        longest = max(len(prompt) for prompt in prompts)
+        short = longest <= SHORT_PROMPT and max(row.room for row in rows) <= SHORT_ANSWER
+        fewest = max(MIN_ROWS, SMALL_PRODUCT // (decoder.config.group * decoder.config.head_dim)) if self.stable else 1
+        prompt_columns = _up(max(longest, fewest), step if short or not self.stable else 64)
+        columns = prompt_columns + _up(max(row.room for row in rows), step)
+
+        # 1. every prompt once -> cache [prompts, ...], last [prompts, width]
+        cache = Cache.new(decoder.config, len(prompts), columns, decoder.dtype)
+        last = self._prefill(prompts, cache, 0 if short else prompt_columns)
+
+        # 2. a row per request; rows beyond the requests are copies that fill the batch up
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        source = [place[row.prompt] for row in rows]
+        source += source[-1:] * (self._min_rows - len(source))
+        if source != list(range(len(prompts))):
+            index = torch.tensor(source)
+            cache, last = cache.take(index), last.index_select(0, index)
+        state = _State(rows, len(source), prompt_columns, columns, decoder)
+
+        # 3. one token for every row and step
+        for t in range(max(row.room for row in rows)):
+            logits = decoder.head(last)  # [rows, vocab]
+            tokens = state.draw(logits, t)
+            if not self._record(state, tokens, logits, t):
+                return
+            cache, tokens = self._shrink(state, cache, tokens)
+            first = prompt_columns + t
+            state.mask[:, :, first] = 0.0
+            end = prompt_columns + _up(t + 1, step)
+            span = Span(first, end, decoder.turns(state.lengths + t)[:, None, None, None], state.mask[:, :, :end])
+            last = decoder.layers(decoder.embed(tokens[:, None]), cache, span)[:, 0]
+
+    def _prefill(self, prompts: list[tuple[int, ...]], cache: Cache, columns: int) -> Tensor:
+        """Fill the cache, a few similar prompts at a time. Returns the last position of each prompt after the last block, [prompts, width]."""
+        found, start = [], 0
+        while start < len(prompts):
+            stop, length = start, 0
+            while stop < len(prompts):
+                longer = columns or _up(max(len(prompts[stop]), self._min_rows), self._step)
+                if stop > start and (stop + 1 - start) * longer > PREFILL_TOKENS:
+                    break
+                stop, length = stop + 1, longer
+            some = prompts[start:stop]
+            tokens = torch.tensor([[*prompt, *[self.pad_id] * (length - len(prompt))] for prompt in some])
+            ends = torch.tensor([len(prompt) - 1 for prompt in some])
+            # The short cut leaves as many rows as prompts in the last products, so it needs enough of them.
+            alone = len(some) >= self._min_rows
+            hidden = self.decoder.layers(
+                self.decoder.embed(tokens), cache.rows(start, stop), self.decoder.prompt_span(length), last=ends if alone else None
+            )
+            found.append(hidden[:, 0] if alone else hidden[torch.arange(len(some)), ends])
+            start = stop
+        return torch.cat(found)
+
+    def _record(self, state: _State, tokens: Tensor, logits: Tensor, t: int) -> bool:
+        """Book this step's tokens; True while a row goes on."""
+        chosen = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0].tolist()
+        going = []
+        for i, (token, logprob) in enumerate(zip(tokens.tolist(), chosen, strict=True)):
+            row = state.rows[i]
+            if row is None:
+                continue
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            if token in self.eos_ids or (row.stop is not None and row.stop(row.tokens)):
+                row.finish = "stop"
+            elif t + 1 >= row.room:
+                row.finish = "length"
+            else:
+                going.append(i)
+                continue
+            state.rows[i] = None
+        state.going = going
+        return bool(going)
+
+    def _shrink(self, state: _State, cache: Cache, tokens: Tensor) -> tuple[Cache, Tensor]:
+        """Let finished rows leave once they are a quarter of the batch: copying the cache costs about one step."""
+        target = max(len(state.going), self._min_rows)
+        if target > 0.75 * len(state.rows):
+            return cache, tokens
+        keep = (state.going + [i for i, row in enumerate(state.rows) if row is None])[:target]
+        index = torch.tensor(keep)
+        state.take(index)
+        return cache.take(index), tokens.index_select(0, index)
+
+
+class _State:
+    """What each row of a running batch carries besides its cache. A row that has finished is None and is no longer looked at."""
+
+    def __init__(self, rows: list[_Row], n: int, prompt_columns: int, columns: int, decoder: Decoder):
+        filled = rows + rows[-1:] * (n - len(rows))
+        self.rows: list[_Row | None] = [*rows, *[None] * (n - len(rows))]
+        self.going = list(range(len(rows)))
+        self.lengths = torch.tensor([len(row.prompt) for row in filled])
+        self.sampled = any(row.temperature > 0 for row in rows)
+        self.nucleus = any(row.temperature > 0 and row.top_p < 1 for row in rows)
+        self.temperature = torch.tensor([row.temperature for row in filled])[:, None]
+        self.top_p = torch.tensor([row.top_p for row in filled], dtype=torch.float64)[:, None]
+        self.uniform = uniforms([row.seed for row in filled], max(row.room for row in rows)) if self.sampled else torch.zeros(n, 0)
+        self._kv_heads = decoder.config.kv_heads
+        # [rows * kv_heads, 1, columns]: 0 where a row may look; a generated column opens when it is written
+        closed = torch.arange(columns)[None] >= self.lengths[:, None]
+        self.mask = torch.zeros(n, columns, dtype=decoder.dtype).masked_fill_(closed, -torch.inf).repeat_interleave(self._kv_heads, 0)[:, None]
+
+    def take(self, index: Tensor) -> None:
+        keep = index.tolist()
+        self.rows = [self.rows[i] for i in keep]
+        self.lengths, self.temperature, self.top_p, self.uniform = (
+            tensor.index_select(0, index) for tensor in (self.lengths, self.temperature, self.top_p, self.uniform)
+        )
+        self.mask = self.mask.unflatten(0, (-1, self._kv_heads)).index_select(0, index).flatten(0, 1)
+
+    def draw(self, logits: Tensor, t: int) -> Tensor:
+        """logits [rows, vocab] -> the next token of each row."""
+        tokens = logits.argmax(-1)
+        if not self.sampled:
+            return tokens
+        warm = self.temperature > 0
+        drawn = draw(logits / torch.where(warm, self.temperature, 1.0), self.uniform[:, t : t + 1], self.top_p if self.nucleus else None)
+        return torch.where(warm[:, 0], drawn, tokens)
+
+
+def draw(logits: Tensor, uniform: Tensor, top_p: Tensor | None = None) -> Tensor:
+    """One token per row by inverting the cumulative distribution: logits [rows, vocab], uniform [rows, 1] in [0, 1) -> [rows].
+
+    Where top_p [rows, 1] < 1 only the likeliest tokens count, up to and with the one that brings their sum to top_p
+    (Holtzman et al., arXiv:1904.09751).
+    """
+
+    def invert(mass: Tensor) -> Tensor:
+        total = mass.cumsum(-1)
+        return (total <= uniform * total[:, -1:]).sum(-1, keepdim=True).clamp_(max=mass.shape[-1] - 1)
+
+    p = torch.softmax(logits, -1, dtype=torch.float64)
+    tokens = invert(p)
+    if top_p is not None:
+        ranked, order = p.sort(dim=-1, descending=True, stable=True)
+        kept = torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0)
+        tokens = torch.where(top_p < 1, order.gather(1, invert(kept)), tokens)
+    return tokens[:, 0]
+
+
+def uniforms(seeds: Sequence[int], n: int) -> Tensor:
+    """[len(seeds), n] numbers in [0, 1): SplitMix64 (Steele et al., 2014) of seed and position, so no draw depends on another row."""
+
+    def mix(z: np.ndarray) -> np.ndarray:
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    golden, start = np.uint64(0x9E3779B97F4A7C15), np.array([seed & (1 << 64) - 1 for seed in seeds], dtype=np.uint64)[:, None]
+    bits = mix(mix(start + golden) + np.arange(1, n + 1, dtype=np.uint64) * golden)
+    return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step

@@ -1,0 +1,121 @@
+"""The one protocol every thinking thing speaks: requests in, replies out, in batches.
+
+A bad request fails alone: `generate` gives a `CallError` in its place and answers all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation. A heard message is a user turn with the speaker's `name`."""
+
+    role: str  # "system" | "user" | "assistant"
+    content: str
+    name: str | None = None
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn. Temperature 0 is greedy, and then `seed` in a request is ignored."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call. `seed` fixes the draw of a sampled reply whatever else is in the batch."""
+
+    messages: tuple[Turn, ...]
+    max_tokens: int = 32
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer.
+
+    `logprobs[i]` is the natural log-probability of `token_ids[i]` under the model at temperature 1, the end-of-sequence
+    token included when the model ended by itself. `tokens_in` counts the prompt, `tokens_out` what was generated.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    tokens_in: int
+    tokens_out: int
+    finish: str = "stop"  # "stop" | "length"
+
+
+@dataclass(frozen=True, slots=True)
+class CallError:
+    """Why one request could not be answered. A value, not an exception: the batch around it goes on."""
+
+    kind: str  # "too-long" | "refused" | "failed"
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the cost model needs to know of a decoder.
+
+    Parameters are counted without the input embedding (a look-up costs no FLOPs); `head_params` is the output projection, which runs once per
+    generated token and not for the rest of a prompt.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_params: int  # all layers together, norms included
+    head_params: int
+    vocab: int
+    dtype_bytes: int = 4
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes read to make one token: every block and the head once."""
+        return (self.block_params + self.head_params) * self.dtype_bytes
+
+    def flops(self, tokens_in: int, tokens_out: int) -> tuple[float, float]:
+        """(prefill, decode) FLOPs of one call: 2 per parameter and token, plus attention 4 * layers * heads * head_dim * context.
+
+        The prompt makes the first generated token, so decoding runs `tokens_out - 1` further positions.
+        """
+        pairs = 4.0 * self.layers * self.heads * self.head_dim
+        prefill = 2.0 * self.block_params * tokens_in + pairs * tokens_in * (tokens_in + 1) / 2 + 2.0 * self.head_params
+        steps = max(tokens_out - 1, 0)
+        context = steps * tokens_in + steps * (steps + 1) / 2
+        return prefill, steps * 2.0 * (self.block_params + self.head_params) + pairs * context
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model is, without loading it: enough to place it, price it and check a topology's needs."""
+
+    name: str
+    weights_hash: str
+    tokenizer_hash: str
+    engine: str
+    dtype: str
+    shape: Shape
+    capabilities: frozenset[str] = field(default_factory=frozenset)
+    max_context: int = 0
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Anything that answers batches of requests."""
+
+    info: ModelInfo
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]: ...

@@ -1,0 +1,36 @@
+"""Everyone answers; then, `rounds` times, everyone hears the others and answers again (Du et al., arXiv:2305.14325).
+
+    a <--> b
+     \\    /
+      \\  /      decide at home
+       c
+"""
+
+from aiflow_agents.net.together import gather
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.base import Needs, Topology
+from aiflow_agents.topology.decisions import Decision, weighted
+from aiflow_agents.topology.graphs import hears
+from aiflow_agents.wire.message import Message
+
+
+class Debate(Topology):
+    """`graph` says who hears whom: complete, ring, path, star, or edges such as `ash-elm,elm>fir`."""
+
+    rounds: int = 1
+    graph: str = "complete"
+    decide: Decision = weighted
+    needs = Needs(members=2)
+
+    def check(self, team: Team) -> None:
+        super().check(team)
+        hears(self.graph, list(team.agents))
+
+    async def run(self, task: Task, team: Team) -> Message:
+        audience = hears(self.graph, list(team.agents))
+        drafts = dict(zip(team.agents, await team.ask(task.question), strict=True))
+        for _ in range(self.rounds):
+            replies = await gather(agent.ask(task.question, heard=[drafts[name] for name in audience[agent.name]]) for agent in team)
+            drafts = dict(zip(team.agents, replies, strict=True))
+        return await self.decide(list(drafts.values()), at=team.home)
