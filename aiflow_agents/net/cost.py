@@ -22,6 +22,8 @@ class Computes(Protocol):
     def overhead_s(self) -> float: ...
     @property
     def power_w(self) -> float: ...
+    @property
+    def slots(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,11 @@ def price_call(
 
 
 def energy_j(node: Computes, busy_s: float) -> float:
-    """Joules of a node that is busy for so long; for a call that was cancelled half-way, too."""
-    return node.power_w * busy_s
+    """Joules of one call that holds a slot for so long, also of one that was cancelled half-way.
+
+    A slot is billed its share of the node's power: `power_w` is what the node draws with all slots busy.
+    """
+    return node.power_w / node.slots * busy_s
 
 
 @dataclass(frozen=True, slots=True)

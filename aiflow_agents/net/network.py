@@ -32,7 +32,7 @@ class Node:
     overhead_s: float = 0.0  # per step: one pass over the prompt, or one generated token
     memory_bytes: float = float("inf")
     slots: int = 1  # calls that run at once, each at the full rate
-    power_w: float = 0.0  # drawn while busy, beyond what it draws idle
+    power_w: float = 0.0  # drawn with all slots busy, beyond what it draws idle; a slot is billed its share
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ def test_energy_of_a_cancelled_call():
     assert energy_j(NODE, 0.5) == 25
 
 
+def test_a_slot_is_billed_its_share_of_the_power():
+    shared = Node("n", "cloud", flops_rate=1e12, bandwidth_Bps=1e11, power_w=50, slots=4)
+    assert energy_j(shared, 0.5) == 6.25
+
+
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_a_longer_call_never_costs_less(tokens_in, tokens_out):
     shape = Shape(**dataclasses.asdict(named_shape("qwen3-0.6b")))
