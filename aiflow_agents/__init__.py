@@ -1,3 +1,61 @@
-"""AIFlow Agents: teams of models across device, edge and cloud, and whether the team beats its best member."""
+"""AIFlow Agents: teams of models over devices, edge and cloud, and evidence on whether the team beats its best member.
+
+The names below are all a script needs; each is imported when it is first used, so `import aiflow_agents` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from aiflow_agents.evals.evaluate import Report, evaluate
+    from aiflow_agents.models.protocol import Request, Sampling
+    from aiflow_agents.net.together import first, gather
+    from aiflow_agents.runtime.run import Result
+    from aiflow_agents.runtime.task import Task
+    from aiflow_agents.runtime.team import Team
+    from aiflow_agents.topology.base import Needs, Topology
+    from aiflow_agents.topology.load import load_topology
+    from aiflow_agents.wire.message import Message
+
+_PLACES = {
+    "Message": "wire.message",
+    "Needs": "topology.base",
+    "Report": "evals.evaluate",
+    "Request": "models.protocol",
+    "Result": "runtime.run",
+    "Sampling": "models.protocol",
+    "Task": "runtime.task",
+    "Team": "runtime.team",
+    "Topology": "topology.base",
+    "evaluate": "evals.evaluate",
+    "first": "net.together",
+    "gather": "net.together",
+    "load_topology": "topology.load",
+}
+
+__all__ = [
+    "Message",
+    "Needs",
+    "Report",
+    "Request",
+    "Result",
+    "Sampling",
+    "Task",
+    "Team",
+    "Topology",
+    "__version__",
+    "evaluate",
+    "first",
+    "gather",
+    "load_topology",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'aiflow_agents' has no attribute '{name}'")
+    return getattr(import_module(f"aiflow_agents.{_PLACES[name]}"), name)

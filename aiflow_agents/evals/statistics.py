@@ -156,7 +156,7 @@ def _most_losses(n: int, alpha: float) -> np.ndarray:
 
 
 def _power(n: int, delta: float, discordant: float, most_losses: np.ndarray) -> float:
-    if discordant == 0:
+    if n * discordant < 1e-12:  # the arms never differ; shares so small also overflow scipy's binomial
         return 0.0
     mean, reach = n * discordant, 8 * math.sqrt(n * discordant * (1 - discordant)) + 20
     d = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)  # numbers of discordant tasks worth summing over

@@ -16,7 +16,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 ROMAN = (
-    (1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"), (9, "ix"), (5, "v"), (4, "iv"), (1, "i"),
+    (1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"), (50, "l"), (40, "xl"), (10, "x"), (9, "ix"),
+    (5, "v"), (4, "iv"), (1, "i"),
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def caesar(rng: Random) -> tuple[str, str]:
 
 
 def most(rng: Random) -> tuple[str, str]:
-    """The most frequent letter and how often it occurs: `most kabakzak>` -> `a3`."""
+    """The most frequent letter and how often it occurs: `most kabakabaa>` -> `a5`."""
     while True:
         word = rng.choices(rng.sample(LETTERS, 3), k=9)
         counts = sorted(((word.count(c), c) for c in set(word)), reverse=True)

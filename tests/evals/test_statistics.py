@@ -150,6 +150,12 @@ def test_mde_is_what_has_the_power(n, discordant, alpha):
         assert statistics.power_mcnemar(n, smallest, max(discordant, smallest), alpha) == pytest.approx(0.8, abs=1e-2)
 
 
+@pytest.mark.parametrize("discordant", [0.0, 5e-324, 1e-300, 1e-14, 1e-9, 1.0])
+def test_power_at_the_edges(discordant):
+    assert 0 <= statistics.power_mcnemar(1000, 0.0, discordant) <= 0.025
+    assert statistics.power_mcnemar(1000, discordant, discordant) == pytest.approx(float(discordant == 1), abs=1e-12)
+
+
 def test_mde_shrinks_with_tasks_and_is_infinite_for_a_handful():
     assert statistics.mde(5, 0.2) == math.inf == statistics.mde(0, 0.2)
     assert statistics.mde(1000, 0.2) > statistics.mde(4000, 0.2) > statistics.mde(4000, 0.1)

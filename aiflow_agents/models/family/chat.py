@@ -44,6 +44,7 @@ class Chat:
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"chat template: {error.message}", file=folder, line=error.lineno) from None
         self._special = _special_tokens(folder)
+        self.vocab: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def render(self, messages: Sequence[Turn]) -> str:
         """The conversation as the model's template writes it, up to where the answer begins. Raises `jinja2.TemplateError` if it refuses a turn."""

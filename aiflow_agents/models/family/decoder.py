@@ -150,10 +150,10 @@ class Decoder:
         angle = positions[..., None].float() * self._speed
         return torch.polar(torch.full_like(angle, self._scale), angle)
 
-    def prompt_span(self, length: int) -> Span:
-        """The span of prompts that start at column 0: each position sees itself and what is before it, so padding on the right is never read."""
-        mask = torch.full((length, length), -torch.inf, dtype=self.dtype).triu_(1).repeat_interleave(self.config.group, 0)
-        return Span(0, length, self.turns(torch.arange(length))[None, :, None, None], mask[None])
+    def prompt_span(self, first: int, end: int) -> Span:
+        """Positions first..end of prompts that start at column 0: each sees itself and what is before it, so padding on the right is never read."""
+        mask = torch.full((end - first, end), -torch.inf, dtype=self.dtype).triu_(1 + first).repeat_interleave(self.config.group, 0)
+        return Span(first, end, self.turns(torch.arange(first, end))[None, :, None, None], mask[None])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [rows, positions] -> hidden [rows, positions, width]."""
@@ -180,7 +180,7 @@ class Decoder:
         with torch.inference_mode():
             rows, positions = tokens.shape
             cache = Cache.new(self.config, rows, positions, self.dtype)
-            return self.head(self.layers(self.embed(tokens), cache, self.prompt_span(positions)))
+            return self.head(self.layers(self.embed(tokens), cache, self.prompt_span(0, positions)))
 
     def _block(self, i: int, hidden: Tensor, cache: Cache, span: Span, last: Tensor | None) -> Tensor:
         c, layer = self.config, self.blocks[i]

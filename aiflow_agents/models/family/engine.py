@@ -26,8 +26,9 @@ MIN_ROWS = 16
 STEP = 8  # columns come in multiples of this
 SHORT_PROMPT, SHORT_ANSWER = 128, 64  # up to 192 columns are added in one block (MKL)
 SMALL_PRODUCT = 400  # below so many multiplications torch takes another path
-MAX_ROWS = 256
-PREFILL_TOKENS = 512
+MAX_ROWS = 256  # rows that run together
+PREFILL_TOKENS = 512  # rows * positions run at once
+PIECE = 512  # a prompt longer than this (and than PREFILL_TOKENS) is alone in its prefill, which then goes piece by piece
 CACHE_BYTES = 1 << 30
 
 Stop = Callable[[Sequence[int]], bool]
@@ -162,13 +163,17 @@ class Engine:
                 stop, length = stop + 1, longer
             some = prompts[start:stop]
             tokens = torch.tensor([[*prompt, *[self.pad_id] * (length - len(prompt))] for prompt in some])
-            ends = torch.tensor([len(prompt) - 1 for prompt in some])
-            # The short cut leaves as many rows as prompts in the last products, so it needs enough of them.
-            alone = len(some) >= self._min_rows
-            hidden = self.decoder.layers(
-                self.decoder.embed(tokens), cache.rows(start, stop), self.decoder.prompt_span(length), last=ends if alone else None
-            )
-            found.append(hidden[:, 0] if alone else hidden[torch.arange(len(some)), ends])
+            part, first = cache.rows(start, stop), 0
+            while length - first > PIECE:  # the scores of a piece take positions * end numbers a head, not the square of the length
+                piece = slice(first, first + PIECE)
+                self.decoder.layers(self.decoder.embed(tokens[:, piece]), part, self.decoder.prompt_span(piece.start, piece.stop))
+                first = piece.stop
+            ends = torch.tensor([len(prompt) - 1 - first for prompt in some])
+            # The last block's short cut leaves only as many rows as prompts in its products, so it needs enough of them.
+            enough = len(some) >= self._min_rows
+            span = self.decoder.prompt_span(first, length)
+            hidden = self.decoder.layers(self.decoder.embed(tokens[:, first:]), part, span, last=ends if enough else None)
+            found.append(hidden[:, 0] if enough else hidden[torch.arange(len(some)), ends])
             start = stop
         return torch.cat(found)
 
@@ -255,7 +260,7 @@ def draw(logits: Tensor, uniform: Tensor, top_p: Tensor | None = None) -> Tensor
     tokens = invert(p)
     if top_p is not None:
         ranked, order = p.sort(dim=-1, descending=True, stable=True)
-        kept = torch.where(ranked.cumsum(-1) - ranked < top_p, ranked, 0.0)
+        kept = torch.where(ranked.cumsum(-1) - ranked < top_p.clamp(min=1e-9), ranked, 0.0)
         tokens = torch.where(top_p < 1, order.gather(1, invert(kept)), tokens)
     return tokens[:, 0]
 

@@ -64,6 +64,10 @@ class FamilyModel:
 
         decoder = Decoder.load(path, getattr(torch, dtype))
         ends = end_ids(path)
+        if chat.vocab > info.shape.vocab:
+            raise UserError(
+                f"model folder {path}: its tokenizer knows {chat.vocab} tokens, the model {info.shape.vocab}; they do not belong together"
+            )
         return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable))
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:

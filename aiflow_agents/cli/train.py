@@ -1,0 +1,191 @@
+"""`aiflow train`: recipes into models, with progress, checkpoints and cards."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from .. import catalog
+from ..errors import UserError
+from . import Interrupted
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
+    from ..training.trainer import Progress
+
+WORK, OUT = Path("logs/train"), Path("agents/models")
+EVERY_S = 10.0  # between progress lines where there is no terminal
+
+
+def train(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names from `aiflow list recipes`, or paths.")],
+    phase: Annotated[
+        Literal["answer", "hear", "all"], typer.Option(help="Stop before peers are heard, or go on from there, or both.")
+    ] = "all",
+    work: Annotated[
+        Path | None, typer.Option(help=f"Checkpoints and what peers learn from. Default: {WORK}, with --tokens {WORK}/try-N.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Where finished models go. Default: {OUT}, with --tokens models/ in the work folder.", show_default=False)
+    ] = None,
+    peers: Annotated[
+        Path | None, typer.Option(help="A folder with PEER/answer of peers trained elsewhere. Default: the work folder.", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="So many tokens in all, shared out over the phases: for a try.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint if there is one, or drop it.")] = True,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own.", show_default=False)] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; auto takes a GPU if there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    questions: Annotated[int, typer.Option(min=1, help="How many training questions the peers are asked.")] = 8000,
+    card: Annotated[bool, typer.Option("--card/--no-card", help="Measure each finished model and write its card.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train models from recipes: first all phases `answer`, then what peers answered is collected, then all phases `hear`.
+
+    A finished model is a folder that transformers loads. Ctrl-C saves a checkpoint; the same command goes on from it.
+    """
+    found = _recipes(recipes, seed, tokens)
+    folder = work or (WORK if tokens is None else WORK / f"try-{tokens}")
+    if phase == "hear" and not resume:
+        raise UserError("--phase hear goes on from a checkpoint, which --no-resume drops; train with --phase all")
+    options: dict[str, Any] = {
+        "phase": None if phase == "all" else phase, "work": work, "out": out, "peers": peers, "tokens": tokens, "seed": seed,
+        "device": None if device == "auto" else device, "threads": None if threads == 1 else threads,
+        "questions": None if questions == 8000 else questions,
+    }  # fmt: skip
+    again = _command(recipes, options) + ("" if card else " --no-card") + (" --json" if json else "")
+
+    import torch
+    import transformers
+
+    from ..training.nursery import Nursery
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch built for CUDA")
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+    with _shown(found) as (note, progress):
+        nursery = Nursery(folder, out or (OUT if tokens is None else folder / "models"), peers or folder, where, questions, note, progress)
+        _check_peers(nursery, found, phase, {"work": peers or work, "tokens": tokens, "seed": seed})
+        done: list[dict[str, Any]] = []
+        try:
+            if phase != "hear":
+                for recipe in found:
+                    if not resume:
+                        nursery.clear(recipe)
+                    nursery.answer(recipe)
+                    done.append({"name": recipe.name, "folder": str(folder / recipe.name / "answer"), "phase": "answer"})
+            if phase != "answer":
+                done = []
+                for recipe in found:
+                    nursery.hear(recipe)
+                    done.append({"name": recipe.name, "folder": str(nursery.out / recipe.name), "phase": "hear"})
+                for recipe, entry in zip(found, done, strict=True) if card else ():
+                    entry["card"] = nursery.card(recipe, _reproduce(recipe, {"tokens": tokens, "seed": seed, "questions": options["questions"]}))
+        except KeyboardInterrupt:
+            raise Interrupted(again) from None
+    if json:
+        typer.echo(dumps(done, indent=2))
+        return
+    for entry in done:
+        score = entry["card"]["measured"] if "card" in entry else None
+        hearing = f", {score['heard']['overall']['accuracy']:.1%} hearing its peers" if score and "heard" in score else ""
+        right = f": {score['alone']['overall']['accuracy']:.1%} of test questions right alone{hearing}" if score else ""
+        typer.echo(f"{entry['folder']}{right}")
+
+
+def _recipes(names: Sequence[str], seed: int | None, tokens: int | None) -> list[Recipe]:
+    from ..training.recipe import load_recipe
+
+    found: dict[str, Recipe] = {}
+    places: dict[str, Path] = {}
+    for name in names:
+        path = catalog.find("recipe", name).path
+        recipe = load_recipe(path)
+        if places.setdefault(recipe.name, path) != path:
+            raise UserError(f"{places[recipe.name]} and {path} both make '{recipe.name}'; give one of them another name")
+        recipe = recipe if seed is None else recipe.model_copy(update={"seed": seed})
+        found[recipe.name] = recipe if tokens is None else recipe.scaled(tokens)
+    return list(found.values())
+
+
+def _check_peers(nursery: Any, recipes: Sequence[Recipe], phase: str, options: dict[str, Any]) -> None:
+    """Say at the start, and not after an hour, that a peer is missing."""
+    if phase == "answer":
+        return
+    coming = [recipe.name for recipe in recipes] if phase == "all" else []
+    for recipe in recipes:
+        missing = nursery.missing(recipe, coming)
+        if missing:
+            command = _command(missing, {"phase": "answer"} | options)
+            what = f"'{recipe.name}' learns from the answers of {', '.join(missing)}, not found in {nursery.peers}"
+            raise UserError(f"{what}; make them with: {command}")
+
+
+def _command(recipes: Sequence[str], options: dict[str, Any]) -> str:
+    given = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+    return shlex.join(["aiflow", "train", *recipes, *given])
+
+
+def _reproduce(recipe: Recipe, options: dict[str, Any]) -> str:
+    return _command(list(dict.fromkeys([recipe.name, *(peer for phase in recipe.phases for peer in phase.peers)])), options)
+
+
+# --- progress ---
+
+
+@contextmanager
+def _shown(recipes: Sequence[Recipe]) -> Iterator[tuple[Callable[[str], None], Callable[[str, Progress], None]]]:
+    """Two functions, for a line of text and for the state of training. They write to stderr, so that stdout is the result alone."""
+    kinds = {recipe.name: [phase.kind for phase in recipe.phases] for recipe in recipes}
+    if not sys.stderr.isatty():
+        yield _line, _lines(kinds)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("loss {task.fields[loss]:.3f}"), TextColumn("{task.fields[rate]:,.0f} tok/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[tuple[str, int], Any] = {}
+
+        def show(name: str, at: Any) -> None:
+            key = (name, at.phase)
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{name} {kinds[name][at.phase]}", total=at.goal, loss=at.loss, rate=at.rate)
+            bars.update(tasks[key], completed=min(at.tokens, at.goal), loss=at.loss, rate=at.rate)
+
+        yield lambda text: bars.console.print(text, highlight=False, markup=False, soft_wrap=True), show
+
+
+def _line(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _lines(kinds: dict[str, list[Any]]) -> Callable[[str, Progress], None]:
+    last = float("-inf")
+
+    def show(name: str, at: Progress) -> None:
+        nonlocal last
+        if at.tokens < at.goal and time.monotonic() - last < EVERY_S:
+            return
+        last = time.monotonic()
+        left = max(at.goal - at.tokens, 0) / max(at.rate, 1e-9)
+        tokens = f"{at.tokens:,}/{at.goal:,} tokens"
+        _line(f"{name} {kinds[name][at.phase]}: {tokens}, loss {at.loss:.3f}, {at.rate:,.0f} tok/s, {int(left // 60)}:{int(left % 60):02} left")
+
+    return show

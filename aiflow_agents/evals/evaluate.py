@@ -1,0 +1,199 @@
+"""`evaluate`: the same evaluation from Python as from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiflow_agents import catalog
+from aiflow_agents.errors import UnknownName, UserError
+from aiflow_agents.evals.report import show, write_report
+from aiflow_agents.evals.run_folder import RunFolder
+from aiflow_agents.evals.runner import Evaluation, Watcher, new_run_path
+from aiflow_agents.evals.suite import Suite, load_suites
+from aiflow_agents.evals.verdict import sentence
+from aiflow_agents.runtime.hosts import Hosts, open_hosts
+from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.scene import stable_hash
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.base import Topology
+from aiflow_agents.topology.load import load_topology
+
+RUNTIMES = ("inline", "ray")
+Pattern = str | Topology | Mapping[str, Mapping[str, Any]]  # a topology's name or path, a topology, or a name with its parameters
+
+
+class Silence:
+    """A watcher that watches nothing."""
+
+    def stage(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one suite: `summary` (see summary.json), and the folder that holds everything."""
+
+    summary: dict[str, Any]
+    folder: Path
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in a few words."""
+        return sentence(self.summary)
+
+    @property
+    def says(self) -> str | None:
+        """What may be said of the best topology: beats, not shown or loses; None without a topology."""
+        best = self.summary["best_topology"]
+        return next((v["says"] for v in self.summary["verdicts"] if best and v["arm"] == best["arm"] and v["against"] == "members"), None)
+
+    @property
+    def gain(self) -> float:
+        """Accuracy of the best topology minus that of the best member."""
+        arms, best = self.summary["arms"], self.summary["best_topology"]
+        return arms[best["arm"]]["accuracy"] - arms[self.summary["best_member"]["arm"]]["accuracy"] if best else 0.0
+
+    @property
+    def n_failed(self) -> int:
+        return sum(arm["n_failed"] for arm in self.summary["arms"].values())
+
+    def accuracy(self, arm: str) -> float:
+        return self.summary["arms"][arm]["accuracy"]
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140)
+        with console.capture() as captured:
+            show(self.summary, console)
+        return captured.get()
+
+
+def plan(
+    suite: str | Suite,
+    team: str | Team | None = None,
+    topologies: Sequence[Pattern] | None = None,
+    *,
+    network: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    repeats: int = 1,
+) -> Evaluation:
+    """The evaluation that `evaluate` would run, checked. Loads no weights. What a suite's file names by path is looked up beside that file."""
+    suites = [suite] if isinstance(suite, Suite) else load_suites(suite)
+    if len(suites) != 1:
+        raise UserError(f"'{suite}' is a group of suites: evaluate {', '.join(s.name for s in suites)} one by one")
+    one = suites[0]
+    if isinstance(team, Team):
+        if network is not None:
+            raise UserError("a Team brings its network along: give `network` to Team.load instead")
+        people, team_name = team, team.name
+    else:
+        where = _entry("team", team, one.file.team, one)
+        net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
+        people, team_name = Team.load(where.path, network=net), _findable(where)
+    if topologies is None:
+        patterns = [_settled(_entry("topology", None, name, one), parameters) for name, parameters in one.topologies()]
+    else:
+        patterns = [_settled(catalog.find("topology", name), parameters) for name, parameters in map(_pattern, topologies)]
+    config: dict[str, Any] = {
+        "suite": _findable(catalog.Entry("suite", one.name, one.folder / "eval.yaml", "path")),
+        "team": team_name,
+        "network": _findable(catalog.Entry("network", Path(people.network.file).stem, Path(people.network.file), "path"))
+        if people.network.file
+        else people.network.name,
+        "topologies": [{name: dict(parameters)} for name, parameters in patterns],
+        "seed": seed,
+        "limit": limit,
+        "repeats": repeats,
+    }
+    evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config)
+    evaluation.prepare()
+    # not to be set by anyone, but a run does not go on with other weights or other questions than it began with
+    config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in people}
+    config["tasks"] = f"{len(evaluation.dev)} dev, {len(evaluation.test)} test, {stable_hash(evaluation.dev, evaluation.test):016x}"
+    return evaluation
+
+
+def evaluate(
+    suite: str | Suite,
+    team: str | Team | None = None,
+    topologies: Sequence[Pattern] | None = None,
+    *,
+    runtime: str = "inline",
+    hosts: Hosts | None = None,
+    ray_address: str | None = None,
+    log_dir: str | Path = "logs",
+    path: str | Path | None = None,
+    resume: bool = False,
+    reuse: Iterable[str | Path] = (),
+    watch: Watcher | None = None,
+    **options: Any,
+) -> Report:
+    """Run one suite and say whether the team beats its best member.
+
+    `team`, `network` and `topologies` default to those the suite names; further options are those of `plan`. `path` is the run folder (default: a new
+    one in `log_dir`); with `resume` it is gone on with. `hosts` may be shared between evaluations, and is then not closed here.
+    Works inside a running event loop (a notebook). Raises `UserError` for anything wrong in names, files or options.
+    """
+    if runtime not in RUNTIMES:
+        raise UnknownName("runtime", runtime, RUNTIMES)
+    evaluation, known = plan(suite, team, topologies, **options), [_calls(run) for run in reuse]
+    folder_path = Path(path) if path else new_run_path(Path(log_dir), evaluation.suite.name)
+    with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
+        used = hosts or open_hosts(runtime, address=ray_address)
+        try:
+            summary = evaluation.run(folder, used, memory, watch or Silence())
+        finally:
+            if hosts is None:
+                used.close()
+    write_report(folder_path)
+    return Report(summary, folder_path)
+
+
+def _pattern(topology: Pattern) -> tuple[str, dict[str, Any]]:
+    if isinstance(topology, str):
+        return topology, {}
+    if isinstance(topology, Topology):
+        import sys
+
+        file = getattr(sys.modules.get(type(topology).__module__), "__file__", None)
+        if file is None:
+            raise UserError(f"topology {type(topology).__name__} lives in no file, so a run with it could not be repeated; put it into one")
+        return file, topology.model_dump(mode="json", exclude_defaults=True)
+    name, parameters = next(iter(topology.items()))
+    return name, dict(parameters)
+
+
+def _settled(entry: catalog.Entry, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A topology as config.json names it, and the parameters given as plain data, checked."""
+    name = _findable(entry)
+    data = load_topology(name, parameters).model_dump(mode="json")
+    return name, {key: data[key] for key in parameters}
+
+
+def _entry(kind: catalog.Kind, given: str | Path | None, default: str | None, suite: Suite) -> catalog.Entry:
+    """What the caller names, or else what the suite's file does."""
+    return catalog.find(kind, str(given)) if given else catalog.find(kind, default or "", base=suite.folder)
+
+
+def _findable(entry: catalog.Entry) -> str:
+    """What config.json calls it, to find it again: its name where that leads to it, or else its whole path."""
+    try:
+        return entry.name if catalog.find(entry.kind, entry.name).path == entry.path else str(entry.path)
+    except UnknownName:
+        return str(entry.path)
+
+
+def _calls(run: str | Path) -> Path:
+    path = Path(run) / "calls.sqlite" if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise UserError(f"no remembered answers at {path}")
+    return path

@@ -1,0 +1,291 @@
+"""One evaluation, from a suite and a team to a verdict.
+
+1. On dev: every member alone; calibrate; fit the topologies; choose the best member and the best topology; make the rivals of the latter.
+2. On test: every arm on every task. Each sample is on disk as soon as it is there.
+3. Judge, summarise, draw.
+
+Step 1 is repeated on resume: its model calls are remembered, so it costs little, and it ends the same.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.evals import verdict
+from aiflow_agents.evals.rivals import RIVALS, rivals
+from aiflow_agents.evals.run_folder import RunFolder, Sample
+from aiflow_agents.evals.statistics import wilson
+from aiflow_agents.evals.suite import Suite
+from aiflow_agents.evals.trial import DevTrial
+from aiflow_agents.runtime.hosts import Hosts
+from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.run import Job, Result, run_jobs
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.base import Topology
+from aiflow_agents.topology.load import load_topology
+
+SCHEMA = 1
+TRACED = 20  # tasks of each arm whose spans are kept
+SLICE = 250  # test tasks run through all arms before the next ones: what a kill can cost
+
+
+class Watcher(Protocol):
+    """Who watches a run. Every method may do nothing."""
+
+    def stage(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of answering the suite. `kind` is member, rival, topology or placebo."""
+
+    name: str
+    kind: str
+    topology: Topology
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to run. `topologies` are (name, parameters)."""
+
+    suite: Suite
+    team: Team
+    topologies: Sequence[tuple[str, Mapping[str, Any]]]
+    seed: int = 0
+    limit: int | None = None
+    repeats: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def dev(self) -> list[Task]:
+        return self.suite.tasks("dev", self.seed, self.limit)
+
+    @cached_property
+    def test(self) -> list[Task]:
+        return self.suite.tasks("test", self.seed, self.limit)
+
+    def prepare(self) -> dict[str, Topology]:
+        """The topologies by arm name, checked against the team. Raises in one line before anything runs."""
+        arms: dict[str, Topology] = {}
+        for member in self.team.agents:
+            if member in RIVALS:
+                raise UserError(f"a member of team '{self.team.name}' is called '{member}', which is the name of another arm; give it another name")
+        for name, parameters in self.topologies:
+            topology = load_topology(name, parameters)
+            topology.check(self.team)
+            label = topology.name() + (f"({', '.join(f'{k}={v}' for k, v in parameters.items())})" if parameters else "")
+            if label in arms or label in self.team.agents or label in RIVALS:
+                raise UserError(f"two arms would be called '{label}': give the topology's class, or the member, another name")
+            arms[label] = topology
+        return arms
+
+    def run(self, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> dict[str, Any]:
+        """Run to the end and give the summary, which is also on disk. Killed anywhere, it can be run again on the same folder."""
+        chosen, dev, test = self.prepare(), self.dev, self.test
+        trial = DevTrial(self.team, dev, self.suite.scorer, self._executor(hosts, memory, watch))
+        watch.note(f"best member on dev: {trial.best_member} ({trial.scores[trial.best_member]:.1%} of {len(dev)})")
+        fitted = {name: topology.fit(trial) for name, topology in chosen.items()}
+        best = self._best(fitted, trial)
+        arms = [Arm(agent.name, "member", load_topology("single", {"member": agent.name})) for agent in self.team]
+        if best:
+            watch.note(f"best topology on dev: {best} ({trial.accuracy(fitted[best])[0]:.1%})")
+            arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
+        arms += [Arm(name, "topology", topology) for name, topology in fitted.items()]
+        folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
+        self._test(arms, test, trial.team, folder, hosts, memory, watch)
+        self._oracle([arm.name for arm in arms if arm.kind == "member"], test, folder)
+        summary = json.loads(json.dumps(self._summary(arms, test, trial, best, folder)))  # as it will be read: lists where there were tuples
+        folder.summarise(summary)
+        return summary
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Callable[[Sequence[Job]], list[Result]]:
+        def execute(jobs: Sequence[Job]) -> list[Result]:
+            results: dict[int, Result] = {}
+            place = {id(job): i for i, job in enumerate(jobs)}
+            watch.stage(f"dev: {jobs[0].arm}" if jobs else "dev", len(jobs))
+
+            def done(result: Result) -> None:
+                results[place[id(result.job)]] = result
+                watch.advance(1)
+
+            run_jobs(jobs, hosts, memory, done, seed=self.seed)
+            return [results[i] for i in range(len(jobs))]
+
+        return execute
+
+    @staticmethod
+    def _best(fitted: Mapping[str, Topology], trial: DevTrial) -> str | None:
+        """The most accurate topology on dev; of equals the one with fewer FLOPs."""
+        results = {name: trial.accuracy(topology) for name, topology in fitted.items()}
+        return max(results, key=lambda name: (results[name][0], -results[name][1])) if results else None
+
+    def _test(self, arms: Sequence[Arm], tasks: Sequence[Task], team: Team, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> None:
+        watch.stage("test", len(arms) * len(tasks) * self.repeats)
+        early = {task.id for task in tasks[:TRACED]}
+
+        def jobs(part: Sequence[Task]) -> Iterator[Job]:
+            for task in part:
+                for repeat in range(self.repeats):
+                    for arm in arms:
+                        if folder.finished(arm.name, task.id, repeat):
+                            watch.advance(1)
+                        else:
+                            yield Job(arm.name, arm.topology, task, team, repeat, traced=task.id in early and repeat == 0)
+
+        def done(result: Result) -> None:
+            self._keep(result, folder)
+            watch.advance(1)
+
+        for start in range(0, len(tasks), SLICE):
+            run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed)
+
+    def _keep(self, result: Result, folder: RunFolder) -> None:
+        """On disk at once. The sample comes last: once it is there, a resume will not run this job again."""
+        if result.job.traced:
+            spans = [span._asdict() for span in result.spans]
+            folder.trace({"arm": result.job.arm, "task_id": result.job.task.id, "spans": spans})
+        if result.error:
+            folder.log(f"{result.job.arm} failed on {result.job.task.id}: {result.error}")
+        folder.add([self._sample(result)])
+
+    def _sample(self, result: Result) -> Sample:
+        job = result.job
+        score = 0.0 if result.answer is None else self.suite.scorer(result.answer, job.task)
+        return {
+            "arm": job.arm,
+            "task_id": job.task.id,
+            "repeat": job.repeat,
+            "question": job.task.question,
+            "answer": result.answer,
+            "expected": job.task.expected,
+            "score": score,
+            "correct": score >= 1.0,
+            "status": "failed" if result.error else "ok",
+            "error": result.error,
+            "confidence": None if result.confidence is None else round(result.confidence, 4),
+            "seed": self.seed,
+            "tags": list(job.task.tags),
+            "usage": {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in asdict(result.usage).items()},
+        }
+
+    def _oracle(self, members: Sequence[str], tasks: Sequence[Task], folder: RunFolder) -> None:
+        """The oracle's samples: right where any member is. Nobody could run it, so it has no cost, and it does not fail.
+
+        Worked out anew on a resume, where a member that had failed may have answered by now.
+        """
+        rows = []
+        for task in tasks:
+            for repeat in range(self.repeats):
+                best = max((folder.samples[name, task.id, repeat] for name in members), key=lambda s: s["score"])
+                row = best | {"arm": "oracle", "usage": dict.fromkeys(best["usage"], 0), "confidence": None, "status": "ok", "error": None}
+                if folder.samples.get(("oracle", task.id, repeat)) != row:
+                    rows.append(row)
+        folder.add(rows)
+
+    # -- the summary -------------------------------------------------------------------------------------------------
+
+    def _summary(self, arms: Sequence[Arm], tasks: Sequence[Task], trial: DevTrial, best: str | None, folder: RunFolder) -> dict[str, Any]:
+        kinds = {arm.name: arm.kind for arm in arms} | {"oracle": "rival"}
+        rows = {name: [[folder.samples[name, task.id, r] for r in range(self.repeats)] for task in tasks] for name in kinds}
+        scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
+        verdicts = verdict.judge(scores, kinds, best_member=trial.best_member, best_topology=best, oracle="oracle", seed=self.seed)
+        learned = {arm.name: arm.topology.learned() for arm in arms if arm.kind != "member"}
+        return {
+            "schema": SCHEMA,
+            "run_id": folder.path.name,
+            "suite": self.suite.name,
+            "team": self.team.name,
+            "network": self.team.network.name,
+            "seed": self.seed,
+            "split": "test",
+            "git": revision(),
+            "packages": packages(),
+            "python": platform.python_version(),
+            "n_tasks": len(tasks),
+            "n_dev": len(trial.tasks),
+            "repeats": self.repeats,
+            "arms": {name: _arm(kinds[name], [s for per_task in rows[name] for s in per_task], scores[name]) for name in kinds},
+            "best_member": {"arm": trial.best_member, "chosen_on": "dev"},
+            "best_topology": {"arm": best, "chosen_on": "dev"} if best else None,
+            "learned": learned,
+            "verdicts": [asdict(row) for row in verdicts],
+        }
+
+
+def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray) -> dict[str, Any]:
+    """One arm's row: accuracy with its interval (Wilson over tasks), and mean cost per question."""
+    usage = [s["usage"] for s in samples]
+
+    def mean(key: str) -> float:
+        return float(np.mean([u[key] for u in usage]))
+
+    latency = np.array([u["latency_s"] for u in usage])
+    accuracy = float(scores.mean())
+    return {
+        "kind": kind,
+        "n": len(samples),
+        "n_failed": sum(s["status"] != "ok" for s in samples),
+        "accuracy": accuracy,
+        "ci95": list(wilson(round(accuracy * len(scores)), len(scores))),
+        "flops": mean("flops"),
+        "tokens_in": mean("tokens_in"),
+        "tokens_out": mean("tokens_out"),
+        "calls": mean("calls"),
+        "wire_bytes": mean("wire_bytes"),
+        "latency_s": {"p50": float(np.percentile(latency, 50)), "p95": float(np.percentile(latency, 95))},
+        "energy_j": mean("energy_j"),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {}
+    for name in ("aiflow-agents", "torch", "transformers", "ray", "numpy", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def revision() -> str | None:
+    """The commit of the checkout this package runs from, with a + where files were changed; None outside of a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    inside_site = "site-packages" in here.parts
+    return said.stdout.strip() or None if said.returncode == 0 and not inside_site else None
+
+
+def new_run_path(log_dir: Path, suite: str) -> Path:
+    """A folder that does not exist yet: logs/<suite>-<date>-<time>, with a number where two begin in the same second."""
+    from datetime import datetime
+
+    base = log_dir / f"{suite}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path

@@ -1,0 +1,68 @@
+"""How an answer is marked: a number in [0, 1]. A suite names one of these, or brings its own `scorer.py` with a function `score(answer, task)`."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from aiflow_agents.errors import ConfigError, UnknownName, UserError
+from aiflow_agents.runtime.task import Task
+
+Scorer = Callable[[str, Task], float]
+
+
+def exact(answer: str, task: Task) -> float:
+    """1 for the expected text, space around it aside."""
+    return float(answer.strip() == (task.expected or "").strip())
+
+
+def folded(answer: str, task: Task) -> float:
+    """As `exact`, but case and runs of space do not matter."""
+    return float(" ".join(answer.casefold().split()) == " ".join((task.expected or "").casefold().split()))
+
+
+def number(answer: str, task: Task) -> float:
+    """1 if the last number in the answer equals the last one in what is expected; commas do not matter."""
+    found, expected = (re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", "")) for text in (answer, task.expected or ""))
+    return float(bool(found and expected) and float(found[-1]) == float(expected[-1]))
+
+
+SCORERS: dict[str, Scorer] = {"exact": exact, "folded": folded, "number": number}
+
+
+def load_scorer(name: str, folder: Path) -> Scorer:
+    """A scorer by name; `scorer.py` is the suite's own file. Raises UnknownName or ConfigError."""
+    if name in SCORERS:
+        return SCORERS[name]
+    if not name.endswith(".py"):
+        raise UnknownName("scorer", name, [*SCORERS, "scorer.py"])
+    file = folder / name
+    spec = importlib.util.spec_from_file_location(f"aiflow_scorer_{folder.name.replace('-', '_')}", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise ConfigError("no such file", file=file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"not valid Python: {error.msg}", file=file, line=error.lineno) from None
+    if not callable(getattr(module, "score", None)):
+        raise ConfigError("expected a function `score(answer: str, task: Task) -> float`", file=file)
+    return _watched(module.score, file)
+
+
+def _watched(score: Scorer, file: Path) -> Scorer:
+    """The user's own scorer; what it does wrong is said in one line, with the task and the answer."""
+
+    def watched(answer: str, task: Task) -> float:
+        try:
+            mark = float(score(answer, task))
+        except Exception as error:
+            raise UserError(f"{file}: score({answer!r}, task {task.id}) raised {type(error).__name__}: {error}") from error
+        if not (math.isfinite(mark) and 0.0 <= mark <= 1.0):
+            raise UserError(f"{file}: score({answer!r}, task {task.id}) gave {mark}; expected a number from 0 to 1")
+        return mark
+
+    return watched

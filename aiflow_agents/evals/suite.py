@@ -1,0 +1,143 @@
+"""A suite: questions with known answers in a dev and a test split, how they are marked, and who answers them by default."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aiflow_agents import catalog
+from aiflow_agents.config import load_yaml
+from aiflow_agents.errors import ConfigError, UserError
+from aiflow_agents.evals.scorer import Scorer, load_scorer
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.skills.splits import balanced
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class Counts(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    dev: Count
+    test: Count
+
+
+class SuiteFile(BaseModel):
+    """evals/<name>/eval.yaml.
+
+    Tasks come from `skills` (drawn anew for every seed) or from `data` (a JSONL file with id, question, answer, split, tags).
+
+    With `suites` it is a group: running it runs each of them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    description: str = ""
+    suites: tuple[str, ...] = ()
+    team: str = ""
+    network: str | None = None
+    topologies: tuple[str | dict[str, dict[str, Any]], ...] = ()
+    skills: tuple[str, ...] = ()
+    data: str | None = None
+    tasks: Counts = Counts(dev=500, test=1000)
+    scorer: str = "exact"
+
+    @model_validator(mode="after")
+    def _whole(self) -> SuiteFile:
+        if not self.suites:
+            if not self.team:
+                raise ValueError("a suite names its default team: `team: <name>`")
+            if bool(self.skills) == bool(self.data):
+                raise ValueError("tasks come from `skills` or from `data`: give one of them")
+        for entry in self.topologies:
+            if not isinstance(entry, str) and len(entry) != 1:
+                raise ValueError("each entry of `topologies` is a name, or one name with its parameters: `debate: {rounds: 2}`")
+        return self
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite that can be run."""
+
+    name: str
+    folder: Path
+    file: SuiteFile
+    scorer: Scorer
+
+    def tasks(self, split: str, seed: int, limit: int | None = None) -> list[Task]:
+        """The tasks of a split, the first `limit` of them; from a file, all of them where `tasks` says nothing.
+
+        A `limit` above the suite's own number gives more test tasks, and no more dev tasks. Raises ConfigError for a task without an answer.
+        """
+        if self.file.data:
+            given = _read(self.folder / self.file.data, split)
+            return given[: limit or (getattr(self.file.tasks, split) if "tasks" in self.file.model_fields_set else None)]
+        count = getattr(self.file.tasks, split)
+        count = min(count, limit) if limit and split == "dev" else limit or count
+        questions = balanced(list(self.file.skills), split, count, seed)
+        return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.skill,)) for i, q in enumerate(questions)]
+
+    def topologies(self) -> list[tuple[str, dict[str, Any]]]:
+        """(name, parameters) of the suite's topologies."""
+        return [(entry, {}) if isinstance(entry, str) else next(iter(entry.items())) for entry in self.file.topologies]
+
+
+def load_suites(name: str) -> list[Suite]:
+    """The suite of that name, or all those of a group."""
+    return _load(name, ())
+
+
+def _load(name: str, inside: tuple[Path, ...]) -> list[Suite]:
+    """`inside`: the groups that led here, since one that holds itself would never end."""
+    entry = catalog.find("suite", name, base=inside[-1].parent if inside else None)
+    file = load_yaml(entry.path, SuiteFile)
+    if entry.path in inside:
+        raise ConfigError(f"the group '{name}' holds itself", file=inside[-1], key="suites")
+    if file.suites:
+        return [suite for part in file.suites for suite in _load(part, (*inside, entry.path))]
+    folder = entry.path.parent
+    return [Suite(entry.name, folder, file, load_scorer(file.scorer, folder))]
+
+
+def _read(path: Path, split: str) -> list[Task]:
+    tasks, seen = [], set()
+    try:
+        lines = path.read_bytes().split(b"\n")  # not splitlines(): a text may hold other line separators
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}; expected a JSONL file", file=path) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        task, of = _task(line, path, number)
+        if task.id in seen:
+            raise ConfigError(f"task id '{task.id}' occurs twice", file=path, line=number, key="id")
+        seen.add(task.id)
+        if of == split:
+            tasks.append(task)
+    if not tasks:
+        raise UserError(f"{path} has no tasks in split '{split}'; give some of them \"split\": \"{split}\"")
+    return tasks
+
+
+def _task(line: bytes, path: Path, number: int) -> tuple[Task, str]:
+    """One line of a data file: the task, and the split it belongs to."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not valid JSON: {error.msg}", file=path, line=number) from None
+    except UnicodeDecodeError:
+        raise ConfigError("this is not UTF-8 text", file=path, line=number) from None
+    if not isinstance(row, dict):
+        raise ConfigError("expected an object with id, question and answer", file=path, line=number)
+    for key in ("id", "question", "answer"):
+        if isinstance(row.get(key), dict | list | None) or not str(row[key]).strip():
+            raise ConfigError("every task needs an id, a question and an answer, as text or a number", file=path, line=number, key=key)
+    tags = row.get("tags") or []
+    if not isinstance(tags, list):
+        raise ConfigError(f"expected a list, found {tags!r}", file=path, line=number, key="tags")
+    of = row.get("split", "test")
+    if of not in ("dev", "test"):
+        raise ConfigError(f"expected dev or test, found {of!r}", file=path, line=number, key="split")
+    return Task(str(row["id"]), str(row["question"]), str(row["answer"]), tuple(map(str, tags))), of

@@ -1,0 +1,89 @@
+"""The dev split: where the best member, the best topology, thresholds and temperatures are chosen. The test split is never looked at here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import minimize
+
+from aiflow_agents.evals.scorer import Scorer
+from aiflow_agents.runtime.agent import Calibration
+from aiflow_agents.runtime.run import Job, Result
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.base import Topology
+from aiflow_agents.topology.load import load_topology
+
+Execute = Callable[[Sequence[Job]], list[Result]]
+
+
+class DevTrial:
+    """Runs topologies on the dev split and remembers how they did. Implements `topology.base.Trial`."""
+
+    def __init__(self, team: Team, tasks: Sequence[Task], scorer: Scorer, execute: Execute):
+        self.tasks, self.scorer, self._execute = list(tasks), scorer, execute
+        self.questions = [task.question for task in tasks]
+        self._seen: dict[tuple[type, str], tuple[float, float, float]] = {}
+        single = {agent.name: load_topology("single", {"member": agent.name}) for agent in team}
+        results = execute([Job(name, topology, task, team) for name, topology in single.items() for task in tasks])
+        by_member = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(single)}
+        self.correct = {name: [self.score(r) >= 1.0 for r in rs] for name, rs in by_member.items()}
+        self.scores = {name: float(np.mean([self.score(r) for r in rs])) for name, rs in by_member.items()}
+        self.flops = {name: float(np.mean([r.usage.flops for r in rs])) for name, rs in by_member.items()}
+        self.calibrations = {name: calibrate([r.confidence for r in rs], self.correct[name]) for name, rs in by_member.items()}
+        self.team = team.calibrated(self.calibrations)
+        self.confidence = {
+            name: [None if r.confidence is None else self.calibrations[name](r.confidence) for r in rs] for name, rs in by_member.items()
+        }
+
+    def score(self, result: Result) -> float:
+        """The mark of one result; a failed one gets 0."""
+        return 0.0 if result.answer is None else self.scorer(result.answer, result.job.task)
+
+    @cached_property
+    def best_member(self) -> str:
+        """The member with the best mean score; of equals the cheapest."""
+        return max(self.scores, key=lambda name: (self.scores[name], -self.flops[name]))
+
+    def accuracy(self, topology: Topology) -> tuple[float, float]:
+        """(mean score, mean FLOPs per question)."""
+        return self._measure(topology)[:2]
+
+    def tokens(self, topology: Topology) -> tuple[float, float]:
+        """(mean score, mean tokens per question)."""
+        mean, _, tokens = self._measure(topology)
+        return mean, tokens
+
+    def _measure(self, topology: Topology) -> tuple[float, float, float]:
+        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # an abridged array would make two fitted topologies one
+            key = type(topology), repr(topology)
+        if key not in self._seen:
+            results = self._execute([Job(topology.name(), topology, task, self.team) for task in self.tasks])
+            used = [r.usage for r in results]
+            self._seen[key] = (
+                float(np.mean([self.score(r) for r in results])),
+                float(np.mean([u.flops for u in used])),
+                float(np.mean([u.tokens_in + u.tokens_out for u in used])),
+            )
+        return self._seen[key]
+
+
+def calibrate(confidences: Sequence[float | None], correct: Sequence[bool]) -> Calibration:
+    """Slope and bias of logit(p) by maximum likelihood, with a weak pull to leave p as it is (Platt 1999; Guo et al. 2017)."""
+    pairs = [(p, right) for p, right in zip(confidences, correct, strict=True) if p is not None]
+    if len(pairs) < 20:
+        return Calibration()
+    p = np.clip([pair[0] for pair in pairs], 1e-6, 1 - 1e-6)
+    z, y = np.log(p / (1 - p)), np.array([pair[1] for pair in pairs], dtype=float)
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        s = w[0] * z + w[1]
+        error = 1 / (1 + np.exp(-s)) - y
+        pull = w - np.array([1.0, 0.0])
+        return float(np.sum(np.logaddexp(0, s) - y * s) + 0.5 * pull @ pull), np.array([error @ z, error.sum()]) + pull
+
+    slope, bias = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
+    return Calibration(float(slope), float(bias))

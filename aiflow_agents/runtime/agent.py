@@ -1,0 +1,106 @@
+"""An agent: a model on a node with a role. It is asked, hears what it is given, and answers with a message that stays where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from aiflow_agents.errors import MemberFailed
+from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Request, Sampling, Shape, Turn
+from aiflow_agents.runtime.handover import Call
+from aiflow_agents.runtime.memory import fingerprint
+from aiflow_agents.runtime.scene import SCENE, stable_hash
+from aiflow_agents.runtime.trace import Span
+from aiflow_agents.wire.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Makes a confidence mean what it says: sigmoid(slope * logit(p) + bias). 1 / slope is the temperature."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+
+    def __call__(self, p: float) -> float:
+        p = min(max(p, 1e-6), 1 - 1e-6)
+        return 1.0 / (1.0 + math.exp(-(self.slope * math.log(p / (1 - p)) + self.bias)))
+
+
+AS_IT_IS = Calibration()
+_SINGLE = struct.Struct("<f")
+
+
+@dataclass(frozen=True, eq=False)
+class Agent:
+    """`folder` holds the model, `node` is where it computes, `home` where questions arise."""
+
+    name: str
+    folder: str
+    info: ModelInfo
+    node: str
+    home: str
+    role: str = "member"
+    prompt: str | None = None
+    sampling: Sampling = GREEDY
+    max_tokens: int = 32
+    shape: Shape | None = None  # `costs_as`
+    calibration: Calibration = AS_IT_IS
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What decides this agent's answers besides what it is asked."""
+        return fingerprint(self.info)
+
+    async def ask(
+        self,
+        question: str | Message,
+        *,
+        heard: Sequence[Message] = (),
+        instruct: str | None = None,
+        sampling: Sampling | None = None,
+        sample: int = 0,
+    ) -> Message:
+        """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
+
+        `sample` tells apart several draws of the same question. Raises MemberFailed when the model refuses the call.
+        """
+        scene = SCENE.get()
+        loop = asyncio.get_running_loop()
+        asked = scene.question(question, self.home) if isinstance(question, str) else question
+        with scene:
+            await scene.bring((asked, *heard), self.node)
+            request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
+            start_s = loop.time()
+            reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
+            if isinstance(reply, CallError):
+                raise MemberFailed(self.name, reply.message)
+            usage = await scene.compute(self.name, self.node, self.shape or self.info.shape, request, reply)
+        confidence = None if reply.logprobs is None else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
+        id, parents = scene.next_id(self.name), tuple([message.id for message in heard])
+        if scene.listener:
+            scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
+        return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence)
+
+    def _request(self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int) -> Request:
+        turns = [Turn("system", self.prompt)] if self.prompt else []
+        turns.append(Turn("user", asked._said))
+        turns += [Turn("user", message._said, message.author) for message in heard]
+        if instruct:
+            turns.append(Turn("user", instruct))
+        seed = 0
+        if sampling.temperature > 0:
+            scene = SCENE.get()
+            seed = stable_hash(scene.seed, scene.task.id, scene.repeat, self.name, sample, turns)
+        return Request(tuple(turns), self.max_tokens, sampling, seed)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.info.name} at {self.node})"
+
+
+def _as_sent(confidence: float) -> float:
+    """With the 32 bits that a frame carries, so that a confidence is the same wherever it is read."""
+    return _SINGLE.unpack(_SINGLE.pack(confidence))[0]

@@ -1,0 +1,99 @@
+"""Answers are remembered: a model's answer depends on its input, not on the time, the network or the topology that asked.
+
+In memory by the request itself; on disk (`calls.sqlite`) by a digest of everything that decides the answer, so that a killed run goes on and another
+run can reuse it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.models.protocol import ModelInfo, Reply, Request
+
+Key = tuple[str, Request]  # a model's fingerprint, and what it was asked
+
+
+def fingerprint(info: ModelInfo) -> str:
+    """What decides a model's answers: weights, tokenizer with its template, engine and dtype."""
+    return "/".join((info.weights_hash, info.tokenizer_hash, info.engine, info.dtype))
+
+
+def digest(key: Key) -> bytes:
+    """The name under which an answer is kept on disk."""
+    model, request = key
+    said = [model, request.messages, request.max_tokens, request.sampling, request.stop, request.seed]
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
+
+
+class Memory:
+    """Remembered answers. Without a path they are kept for the life of this object alone; `reuse` are read-only memories of other runs."""
+
+    def __init__(self, path: Path | None = None, *, reuse: Iterable[Path] = ()):
+        self._answers: dict[Key, Reply] = {}
+        self._own = None if path is None else _open(path)
+        self._stores = [] if self._own is None else [self._own]
+        for other in reuse:
+            if not other.is_file():
+                raise UserError(f"no remembered answers at {other}")
+            self._stores.append(_open(other, read_only=True))
+        self.executed = 0  # calls that a model really answered for this object
+
+    def get(self, key: Key) -> Reply | None:
+        """The answer, if it is known in memory."""
+        return self._answers.get(key)
+
+    def load(self, keys: Sequence[Key]) -> dict[Key, Reply]:
+        """Those of these answers that are on disk. They are known from then on."""
+        found: dict[Key, Reply] = {}
+        if self._stores and keys:
+            wanted = {digest(key): key for key in keys}
+            for store in self._stores:
+                names = [name for name, key in wanted.items() if key not in found]
+                for start in range(0, len(names), 500):
+                    part = names[start : start + 500]
+                    rows = store.execute(f"select digest, reply from calls where digest in ({','.join('?' * len(part))})", part)
+                    found.update((wanted[name], _reply(reply)) for name, reply in rows)
+            self._answers.update(found)
+        return found
+
+    def put(self, answers: Sequence[tuple[Key, Reply]]) -> None:
+        """Remember, in one transaction: a kill leaves all of them on disk or none."""
+        self._answers.update(answers)
+        self.executed += len(answers)
+        if self._own is not None and answers:
+            with self._own as store:
+                store.executemany("insert or replace into calls values (?, ?)", [(digest(key), _row(reply)) for key, reply in answers])
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+
+
+def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Raises UserError when this is no memory of answers. In a notebook the virtual clock, which writes, runs in a thread of its own."""
+    where = path.absolute().as_uri() + ("?mode=ro" if read_only else "")
+    store = sqlite3.connect(where, uri=True, check_same_thread=False)
+    try:
+        if not read_only:
+            store.execute("create table if not exists calls (digest blob primary key, reply text not null) without rowid")
+        store.execute("select digest, reply from calls limit 1")
+    except sqlite3.DatabaseError as error:
+        store.close()
+        if "full" in str(error) or "locked" in str(error):
+            raise
+        raise UserError(f"{path} holds no remembered answers: {error}") from None
+    return store
+
+
+def _row(reply: Reply) -> str:
+    return json.dumps([reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish])
+
+
+def _reply(row: str) -> Reply:
+    text, token_ids, logprobs, tokens_in, tokens_out, finish = json.loads(row)
+    return Reply(text, tuple(token_ids), None if logprobs is None else tuple(logprobs), tokens_in, tokens_out, finish)

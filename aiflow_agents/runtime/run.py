@@ -1,0 +1,189 @@
+"""Running tasks: each in a world of its own, thousands in step, one batch per round."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+from aiflow_agents.errors import Deadlock
+from aiflow_agents.net import clock
+from aiflow_agents.net.clock import World, WorldLoop
+from aiflow_agents.runtime.handover import Handover
+from aiflow_agents.runtime.hosts import Hosts, InlineHosts
+from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.scene import SCENE, Scene
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.runtime.trace import Listener, Span
+from aiflow_agents.wire.message import HERE, MOVER, Message, Usage
+
+IN_STEP = 4096  # worlds that run together: enough for full batches, few enough for memory
+
+
+class Runs(Protocol):
+    """A topology, as the runtime sees it."""
+
+    async def run(self, task: Task, team: Team) -> Message: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task to be answered one way, by one team. `arm` is the name under which it is counted."""
+
+    arm: str
+    topology: Runs
+    task: Task
+    team: Team
+    repeat: int = 0
+    traced: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job. `answer` is None, and `error` says why, when it failed. Costs are those of the whole task."""
+
+    job: Job
+    answer: str | None
+    confidence: float | None
+    usage: Usage
+    error: str | None = None
+    text: str | None = None
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        cost = self.usage
+        said = self.answer if self.error is None else f"failed: {self.error}"
+        return f"{said}   [{cost.calls} calls, {cost.wire_bytes} bytes, {cost.latency_s * 1000:.1f} ms, {cost.energy_j:.3g} J]"
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    hosts: Hosts,
+    memory: Memory,
+    done: Callable[[Result], None],
+    *,
+    seed: int = 0,
+    note: Callable[[int, int], None] = lambda calls, executed: None,
+    listener: Listener | None = None,
+) -> None:
+    """Run all jobs and give each result to `done` as soon as it is there.
+
+    A topology that raises fails its own job alone. What is not an error of a topology (Ctrl-C, a full disk) gets out.
+    """
+    handover = Handover(hosts, memory, note)
+    waiting = iter(jobs)
+    while batch := list(islice(waiting, IN_STEP)):
+        with _no_collections():
+            clock.run(_together(batch, seed, done, listener), handover)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Thousands of worlds are alive and hardly a cycle among them: walking through them in search of garbage took half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+async def _together(jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, WorldLoop)
+    running: dict[asyncio.Task[None], tuple[_Stage, World]] = {}
+    for job in jobs:
+        stage, world = _Stage(job, seed, listener), World(f"{job.arm}/{job.task.id}")
+        running[loop.spawn(world, _one(stage, done))] = stage, world
+    while running:
+        ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        errors: list[BaseException] = []
+        for task in ended:
+            stage, world = running.pop(task)
+            error = task.exception()
+            if isinstance(error, Deadlock):  # a topology that waits for what can never happen fails like one that raises
+                done(stage.failed(error, world.now))
+            elif error is not None:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+class _Stage:
+    """A job, its scene, and the spans that it leaves behind."""
+
+    __slots__ = ("job", "scene", "spans")
+
+    def __init__(self, job: Job, seed: int, listener: Listener | None):
+        self.job = job
+        self.spans: list[Span] = []
+        listen = _listen(self.spans, listener) if job.traced else listener
+        self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen)
+
+    def result(self, message: Message, latency_s: float) -> Result:
+        """To be called where the message is."""
+        usage = self.scene.ledger.usage(latency_s)
+        return Result(self.job, message.answer, message.confidence, usage, text=message.text, spans=tuple(self.spans))
+
+    def failed(self, error: BaseException, latency_s: float) -> Result:
+        usage = self.scene.ledger.usage(latency_s)
+        return Result(self.job, None, None, usage, f"{type(error).__name__}: {error}", spans=tuple(self.spans))
+
+
+def _listen(spans: list[Span], listener: Listener | None) -> Listener:
+    def both(span: Span) -> None:
+        spans.append(span)
+        if listener:
+            listener(span)
+
+    return both
+
+
+async def _one(stage: _Stage, done: Callable[[Result], None]) -> None:
+    job, scene = stage.job, stage.scene
+    SCENE.set(scene)
+    HERE.set(job.team.home)
+    MOVER.set(scene.bring)
+    loop = asyncio.get_running_loop()
+    message: Message | None = None
+    failure: BaseException | None = None
+    try:
+        said = await job.topology.run(job.task, job.team)
+        if not isinstance(said, Message):
+            raise TypeError(f"{type(job.topology).__name__}.run gave {type(said).__name__}; expected a Message")
+        message = await said.to(job.team.home)
+    except Exception as error:  # a topology's mistake is data, not the end of the run
+        failure = error
+    except asyncio.CancelledError as error:
+        if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # the run ends, or this task is stuck
+            raise
+        failure = error  # the topology has waited for something that it had cancelled itself
+    latency_s = loop.time()
+    await scene.over()
+    done(stage.failed(failure, latency_s) if message is None else stage.result(message, latency_s))  # type: ignore[arg-type]
+
+
+def ask(
+    team: Team,
+    topology: Runs,
+    question: str,
+    *,
+    hosts: Hosts | None = None,
+    memory: Memory | None = None,
+    seed: int = 0,
+    listener: Listener | None = None,
+) -> Result:
+    """One question, now. Its spans come back with the result, and go to `listener` as they end."""
+    check = getattr(topology, "check", None)
+    if check:
+        check(team)
+    results: list[Result] = []
+    job = Job(type(topology).__name__, topology, Task("question", question), team, traced=True)
+    run_jobs([job], hosts or InlineHosts(), memory or Memory(), results.append, seed=seed, listener=listener)
+    return results[0]

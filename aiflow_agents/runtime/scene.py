@@ -1,0 +1,186 @@
+"""The scene of one task: its world as agents use it. Messages move here, calls are priced here, costs are booked here."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from contextvars import ContextVar
+
+from aiflow_agents.models.protocol import Reply, Request, Shape
+from aiflow_agents.net.clock import settle
+from aiflow_agents.net.cost import price_call
+from aiflow_agents.net.fabric import Fabric
+from aiflow_agents.net.network import Network
+from aiflow_agents.runtime.ledger import Ledger
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.trace import Listener, Span
+from aiflow_agents.wire.message import Message, Usage
+
+SCENE: ContextVar[Scene] = ContextVar("aiflow_scene")
+
+
+class Scene:
+    """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
+
+    __slots__ = (
+        "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "_moves", "_questions", "_prefilled", "_made", "_working", "_over"
+    )  # fmt: skip
+
+    def __init__(self, task: Task, network: Network, *, seed: int = 0, repeat: int = 0, listener: Listener | None = None):
+        self.task, self.network, self.seed, self.repeat, self.listener = task, network, seed, repeat, listener
+        self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0)
+        self.ledger = Ledger()
+        self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
+        self._questions: dict[str, Message] = {}
+        self._prefilled: set[tuple[str, tuple[object, ...]]] = set()
+        self._made = 0
+        self._working = 0
+        self._over: asyncio.Future[None] | None = None
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> None:
+        """`with scene:` around work that costs something: the bill waits for it."""
+        self._working += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._working -= 1
+        if self._over is not None and not self._working and not self._over.done():
+            self._over.set_result(None)
+
+    async def over(self) -> None:
+        """Return when nothing that costs goes on any more. What the topology has cancelled is cut off here; what it has forgotten runs to its end."""
+        if self._working:
+            await settle()
+        while self._working:
+            self._over = asyncio.get_running_loop().create_future()
+            await self._over
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def next_id(self, author: str) -> str:
+        """A name for the next message: short, as it travels, and the same in every run."""
+        self._made += 1
+        return f"{author}.{self._made}"
+
+    def question(self, text: str, home: str) -> Message:
+        """A question is a message too: it arises at home and is paid for once at every node it reaches."""
+        message = self._questions.get(text)
+        if message is None:
+            message = self._questions[text] = Message(f"q{len(self._questions)}", "user", home, _text=text, _answer=text)
+        return message
+
+    async def bring(self, messages: Iterable[Message], node: str) -> None:
+        """Wait until all of these are at `node`; each travels once, whoever asks for it. Who stops waiting does not stop a transfer."""
+        coming = [move for message in messages if message.node != node and not (move := self._move(message, node)).arrived]
+        if coming:
+            waiter = _Waiter(len(coming))
+            for move in coming:
+                move.waiters.append(waiter)
+            await waiter.future
+
+    def _move(self, message: Message, node: str) -> _Move:
+        """The transfer, perhaps long done, that brings this message to `node`. Where all of its text has come, its answer has come too."""
+        moves, said = self._moves, message._said
+        move = moves.get((message.id, node, message._text)) or moves.get((message.id, node, said))
+        if move is None:
+            moves.setdefault((message.id, message.node, said), _HERE_ALL_THE_WHILE)
+            move = moves[message.id, node, said] = _Move()
+            move.task = asyncio.ensure_future(self._transfer(message, node, move))
+        return move
+
+    async def _transfer(self, message: Message, node: str, move: _Move) -> None:
+        loop = asyncio.get_running_loop()
+        start_s, nbytes = loop.time(), message.size
+        try:
+            with self:
+                await self.fabric.transfer(message.node, node, nbytes, book=self.ledger.book_hop)
+        except Exception as error:
+            del self._moves[message.id, node, message._said]
+            for waiter in move.waiters:
+                waiter.fail(error)
+            return
+        move.arrived = True
+        for waiter in move.waiters:
+            waiter.one_less()
+        if self.listener:
+            self.listener(Span("move", message.author, message.node, start_s, loop.time(), message.id, message._said, to=node, nbytes=nbytes))
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def compute(self, member: str, node: str, shape: Shape, request: Request, reply: Reply) -> Usage:
+        """Let the simulated node spend what this reply takes: wait for a slot, hold it, book it. Gives the call's own usage.
+
+        A prompt that this member has already read for this task is not read again: further samples share its cache. What is cancelled is billed by
+        the share of its time that it ran; what never began is not billed at all.
+        """
+        prefill_flops, decode_flops = shape.flops(reply.tokens_in, reply.tokens_out)
+        tokens_in, prefill_bytes = reply.tokens_in, None
+        read = (member, request.messages)
+        fresh = read not in self._prefilled
+        self._prefilled.add(read)
+        if not fresh:
+            prefill_flops, tokens_in, prefill_bytes = 0.0, 0, 0.0
+        cost = price_call(
+            self.network.node(node),
+            prefill_flops=prefill_flops,
+            decode_flops=decode_flops,
+            weight_bytes=shape.weight_bytes,
+            steps=max(reply.tokens_out - 1, 0),
+            prefill_bytes=prefill_bytes,
+        )
+        flops, seconds = prefill_flops + decode_flops, cost.seconds
+        start_s = asyncio.get_running_loop().time()
+
+        def book(used_s: float) -> None:
+            share = used_s / seconds if seconds else 1.0
+            if fresh and used_s < cost.prefill_s:
+                self._prefilled.discard(read)
+            if share:
+                self.ledger.book_call(member, flops * share, tokens_in, round(reply.tokens_out * share), cost.energy_j * share)
+
+        await self.fabric.occupy(node, seconds, book=book)
+        return Usage(flops, tokens_in, reply.tokens_out, 1, 0, asyncio.get_running_loop().time() - start_s, cost.energy_j)
+
+
+class _Move:
+    """One message on its way to one node, and who waits for it there."""
+
+    __slots__ = ("arrived", "waiters", "task")
+
+    def __init__(self, arrived: bool = False):
+        self.arrived = arrived
+        self.waiters: list[_Waiter] = []
+        self.task: asyncio.Task[None] | None = None  # asyncio itself keeps only weak references
+
+
+_HERE_ALL_THE_WHILE = _Move(arrived=True)
+
+
+class _Waiter:
+    """Waits for so many arrivals with one future."""
+
+    __slots__ = ("missing", "future")
+
+    def __init__(self, missing: int):
+        self.missing = missing
+        self.future = asyncio.get_running_loop().create_future()
+
+    def one_less(self) -> None:
+        self.missing -= 1
+        if not self.missing and not self.future.done():
+            self.future.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def stable_hash(*parts: object) -> int:
+    """63 bits that depend on the parts alone, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def _noisy(network: Network) -> bool:
+    return any(link.jitter_s or link.loss for link in network.links)

@@ -1,0 +1,186 @@
+"""A team: the agents of one run, on the nodes of one network, and the home where the question arises and the answer must arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from aiflow_agents import catalog
+from aiflow_agents.config import load_yaml
+from aiflow_agents.errors import ConfigError, UnknownName, UserError
+from aiflow_agents.models.protocol import Sampling, Shape
+from aiflow_agents.net.cost import named_shape
+from aiflow_agents.net.network import Network
+from aiflow_agents.net.together import gather
+from aiflow_agents.runtime.agent import AS_IT_IS, Agent, Calibration
+from aiflow_agents.wire.message import Message
+
+if TYPE_CHECKING:
+    from aiflow_agents.runtime.run import Result
+
+DEFAULT_NETWORK = "home-wifi"
+T = TypeVar("T")
+
+
+class SamplingFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+class MemberFile(BaseModel):
+    """One member of a team file."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str = Field(description="a model's name or folder")
+    tier: Literal["device", "edge", "cloud"]
+    node: str | None = None
+    role: str = "member"
+    prompt: str | None = None
+    sampling: SamplingFile = SamplingFile()
+    max_tokens: Annotated[int, Field(gt=0)] = 32
+    costs_as: str | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_there(cls, name: str, info: ValidationInfo) -> str:
+        return _known(lambda: str(catalog.find("model", name, base=_beside(info)).path))
+
+    @field_validator("costs_as")
+    @classmethod
+    def _shape_is_known(cls, name: str | None) -> str | None:
+        return _known(lambda: name if name is None or named_shape(name) else None)
+
+
+class TeamFile(BaseModel):
+    """A team file: agents/<name>.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+    description: str = ""
+    network: str = DEFAULT_NETWORK
+    members: dict[str, MemberFile] = Field(min_length=1)
+
+    @field_validator("network")
+    @classmethod
+    def _network_is_there(cls, name: str, info: ValidationInfo) -> str:
+        return _known(lambda: str(catalog.find("network", name, base=_beside(info)).path))
+
+
+def _beside(info: ValidationInfo) -> Path | None:
+    """Paths in a file start at its folder."""
+    file = (info.context or {}).get("file")
+    return Path(file).parent if file else None
+
+
+def _known(look: Callable[[], T]) -> T:
+    """Names that are not known become mistakes of the file, with their line."""
+    try:
+        return look()
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Team:
+    """Behaves like the ordered collection of its agents. `async for` nothing: ask them."""
+
+    name: str
+    agents: Mapping[str, Agent]
+    network: Network
+
+    @classmethod
+    def load(cls, name: str | Path, *, network: str | Path | None = None) -> Team:
+        """A team by name or path, on its own network or another. Loads no weights.
+
+        Raises UnknownName, ConfigError (file, line, key) or UserError (a model folder without weights).
+        """
+        entry = catalog.find("team", str(name))
+        read = load_yaml(entry.path, TeamFile)
+        net = Network.load(catalog.find("network", str(network or read.network)).path)
+        agents = {}
+        taken: dict[str, int] = {}
+        for member, spec in read.members.items():
+            node = _place(spec, member, net, taken, entry.path)
+            agents[member] = _agent(member, spec, node, net.home)
+        team = cls(entry.name, agents, net)
+        for agent in team:
+            net.route(net.home, agent.node)  # raises NoRoute before anything runs
+            net.route(agent.node, net.home)
+        return team
+
+    @property
+    def home(self) -> str:
+        return self.network.home
+
+    def __iter__(self) -> Iterator[Agent]:
+        return iter(self.agents.values())
+
+    def __len__(self) -> int:
+        return len(self.agents)
+
+    def __getitem__(self, name: str) -> Agent:
+        if name not in self.agents:
+            raise UnknownName(f"member of team '{self.name}'", name, self.agents)
+        return self.agents[name]
+
+    def role(self, role: str) -> Agent | None:
+        """The first agent with this role, if any."""
+        return next((agent for agent in self if agent.role == role), None)
+
+    def only(self, *names: str) -> Team:
+        """The same team with these members alone."""
+        return replace(self, agents={name: self[name] for name in names})
+
+    def calibrated(self, calibrations: Mapping[str, Calibration]) -> Team:
+        """The same team, whose confidences mean what they say."""
+        return replace(self, agents={name: replace(agent, calibration=calibrations.get(name, AS_IT_IS)) for name, agent in self.agents.items()})
+
+    async def ask(self, question: str | Message, **options: Any) -> list[Message]:
+        """Ask every member the same, at once. Raises the first member's error after all have answered."""
+        return await gather(agent.ask(question, **options) for agent in self)
+
+    async def run(self, topology: Any, question: str, **options: Any) -> Result:
+        """Ask the team one question through a topology. Loads the models at first use; see `runtime.run.ask` for the options."""
+        import asyncio
+
+        from aiflow_agents.runtime.run import ask
+
+        return await asyncio.to_thread(ask, self, topology, question, **options)
+
+    def __str__(self) -> str:
+        return f"team {self.name} at {self.home} on {self.network.name}: {', '.join(map(str, self))}"
+
+
+def _place(spec: MemberFile, member: str, network: Network, taken: dict[str, int], file: Path) -> str:
+    """The node a member computes on: the one it names, or the nodes of its tier in turn."""
+    if spec.node is not None:
+        if spec.node not in network.nodes:
+            unknown = UnknownName(f"node of network '{network.name}'", spec.node, network.nodes)
+            raise ConfigError(str(unknown), file=file, key=f"members.{member}.node")
+        return spec.node
+    nodes = network.tier(spec.tier)
+    if not nodes:
+        raise UserError(f"{file}: {member} wants the tier '{spec.tier}', and network '{network.name}' has no node there")
+    taken[spec.tier] = taken.get(spec.tier, -1) + 1
+    return nodes[taken[spec.tier] % len(nodes)]
+
+
+def _agent(member: str, spec: MemberFile, node: str, home: str) -> Agent:
+    from aiflow_agents.models.family.model import model_info
+
+    return Agent(
+        name=member,
+        folder=spec.model,
+        info=model_info(spec.model),
+        node=node,
+        home=home,
+        role=spec.role,
+        prompt=spec.prompt,
+        sampling=Sampling(spec.sampling.temperature, spec.sampling.top_p),
+        max_tokens=spec.max_tokens,
+        shape=Shape(**asdict(named_shape(spec.costs_as))) if spec.costs_as else None,
+    )

@@ -1,0 +1,84 @@
+"""A topology is one async method, with typed parameters beside it, and what it needs of its team."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from aiflow_agents.errors import UnmetNeed
+
+if TYPE_CHECKING:
+    from aiflow_agents.runtime.task import Task
+    from aiflow_agents.runtime.team import Team
+    from aiflow_agents.wire.message import Message
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a topology needs: at least so many members, these roles, these capabilities of every member."""
+
+    members: int = 1
+    roles: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+
+    def missing(self, team: Team) -> str | None:
+        """What the team lacks, in words; None when it has everything."""
+        if len(team) < self.members:
+            return f"at least {self.members} members; team '{team.name}' has {len(team)}"
+        for role in self.roles:
+            if team.role(role) is None:
+                return f"a member with role '{role}'; team '{team.name}' has {', '.join(sorted({a.role for a in team}))}"
+        for agent in team:
+            lacking = self.capabilities - agent.info.capabilities
+            if lacking:
+                return f"members with {', '.join(sorted(lacking))}; {agent.name} has {', '.join(sorted(agent.info.capabilities)) or 'none'}"
+        return None
+
+
+class Trial(Protocol):
+    """What a topology may learn from: answers on the dev split, and nothing else."""
+
+    team: Team
+    questions: list[str]
+    correct: dict[str, list[bool]]  # member -> right or wrong, question by question
+    confidence: dict[str, list[float | None]]
+    flops: dict[str, float]  # member -> mean per question
+
+    @property
+    def best_member(self) -> str: ...
+
+    def accuracy(self, topology: Topology) -> tuple[float, float]:
+        """(accuracy, mean FLOPs per question) of a topology on the dev split."""
+        ...
+
+
+class Topology(BaseModel):
+    """Base of all topologies. Fields are parameters, settable from a file, the command line or Python; `needs` is checked before the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(Needs,), arbitrary_types_allowed=True)
+    needs: ClassVar[Needs] = Needs()
+
+    async def run(self, task: Task, team: Team) -> Message:
+        """Answer one question. Runs at `team.home`."""
+        raise NotImplementedError
+
+    def fit(self, trial: Trial) -> Self:
+        """The same topology with thresholds and choices learned on the dev split. By default there is nothing to learn."""
+        return self
+
+    def check(self, team: Team) -> None:
+        """Raise UnmetNeed, in one line, before anything runs."""
+        missing = self.needs.missing(team)
+        if missing:
+            raise UnmetNeed(f"topology '{self.name()}' needs {missing}")
+
+    @classmethod
+    def name(cls) -> str:
+        """The name of the pattern: that of its file, by convention."""
+        return "".join("-" + c.lower() if c.isupper() else c for c in cls.__name__).lstrip("-")
+
+    def learned(self) -> dict[str, Any]:
+        """The parameters as plain data, for config.json and reports."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,76 @@
+"""How several answers become one. A decision takes place somewhere: what it reads is moved there first, and paid for.
+
+`majority`, `weighted` and `most_confident` are decisions; any `async (drafts, *, at) -> Message` is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from math import log
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from aiflow_agents.errors import UnknownName
+from aiflow_agents.wire.message import Message, bring, standing_at
+
+
+async def collect(drafts: Sequence[Message], at: str) -> list[Message]:
+    """The answers alone, moved to `at`."""
+    return await bring([draft.as_("answer") for draft in drafts], at)
+
+
+async def majority(drafts: Sequence[Message], *, at: str) -> Message:
+    """The answer most members gave; of equally many, the one whose supporters are surer in sum, then the earlier one."""
+    here = await collect(drafts, at)
+    with standing_at(at):
+        support: dict[str, tuple[int, float]] = {}
+        for message in here:
+            count, trust = support.get(message.answer, (0, 0.0))
+            support[message.answer] = count + 1, trust + (message.confidence or 0.0)
+        return _spokesman(here, lambda message: support[message.answer])
+
+
+async def weighted(drafts: Sequence[Message], *, at: str) -> Message:
+    """The answer least likely to have only mistaken supporters: the largest 1 - product(1 - confidence) over those who gave it.
+
+    Wants calibrated confidences; a member without one counts as 0.5.
+    """
+    here = await collect(drafts, at)
+    with standing_at(at):
+        doubt: dict[str, float] = {}
+        for message in here:
+            confidence = 0.5 if message.confidence is None else message.confidence
+            doubt[message.answer] = doubt.get(message.answer, 0.0) - log(max(1 - confidence, 1e-9))
+        return _spokesman(here, lambda message: doubt[message.answer])
+
+
+async def most_confident(drafts: Sequence[Message], *, at: str) -> Message:
+    """The answer of the surest member."""
+    here = await collect(drafts, at)
+    with standing_at(at):
+        return _spokesman(here, lambda message: message.confidence or 0.0)
+
+
+def _spokesman(messages: Sequence[Message], weight: Callable[[Message], Any]) -> Message:
+    """The surest of those who gave the winning answer; the earlier of equals."""
+    best = max(range(len(messages)), key=lambda i: (weight(messages[i]), messages[i].confidence or 0.0, -i))
+    return messages[best]
+
+
+DECISIONS: dict[str, Callable[..., Awaitable[Message]]] = {"majority": majority, "weighted": weighted, "most-confident": most_confident}
+
+
+def _named(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in DECISIONS:
+        raise ValueError(str(UnknownName("decision", value, DECISIONS)))
+    return DECISIONS[value]
+
+
+def _name(value: Any) -> str:
+    return next((name for name, decision in DECISIONS.items() if decision is value), getattr(value, "__name__", str(value)))
+
+
+Decision = Annotated[Callable[..., Awaitable[Message]], BeforeValidator(_named), PlainSerializer(_name)]

@@ -1,0 +1,106 @@
+"""A recipe: everything that makes one model, in one YAML file. The same recipe and seed give the same model on the same machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from aiflow_agents.skills.questions import SKILLS
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=24)]  # a folder, and a speaker in `<heard>name:`
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Size(Strict):
+    """Shape of the decoder."""
+
+    width: Positive
+    layers: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    mlp: Positive
+
+    @model_validator(mode="after")
+    def _fits(self) -> Size:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary positions turn pairs")
+        return self
+
+
+class Phase(Strict):
+    """One phase of training.
+
+    `answer`: questions and right answers. `hear`: half of the questions are followed by what peers really answered, right or wrong,
+    so that the model learns whom to believe.
+    """
+
+    kind: Literal["answer", "hear"]
+    tokens: Positive
+    lr: float = Field(0.02, gt=0)
+    batch: Positive = 128
+    warmup: float = Field(0.03, ge=0, lt=1)
+    peers: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _peers(self) -> Phase:
+        if (self.kind == "hear") != bool(self.peers):
+            raise ValueError("a `hear` phase needs peers to hear" if self.kind == "hear" else "an `answer` phase hears nobody; remove peers")
+        return self
+
+
+class Recipe(Strict):
+    """What to train, on what, for how long."""
+
+    name: Name
+    description: str
+    architecture: Literal["qwen3", "llama"]
+    tier: Literal["device", "edge", "cloud"]
+    size: Size
+    seed: int
+    skills: dict[str, Annotated[float, Field(ge=0)]]
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    max_length: Positive = 256
+
+    @field_validator("skills")
+    @classmethod
+    def _known(cls, skills: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(skills) - set(SKILLS))
+        if unknown:
+            raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join(SKILLS)}")
+        if not sum(skills.values()) > 0:
+            raise ValueError("no skill has a weight above 0")
+        return skills
+
+    @field_validator("phases")
+    @classmethod
+    def _answers_first(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        if phases[0].kind != "answer":
+            raise ValueError("the first phase must be of kind `answer`: peers hear what a model answers after it")
+        return phases
+
+    @property
+    def answering(self) -> int:
+        """How many phases come before the first that hears: after them the model's answers are what its peers learn from."""
+        return next((i for i, phase in enumerate(self.phases) if phase.kind == "hear"), len(self.phases))
+
+    def scaled(self, tokens: int) -> Recipe:
+        """The same recipe with `tokens` tokens in all, shared out over the phases as before: for a try."""
+        whole = sum(phase.tokens for phase in self.phases)
+        phases = tuple(phase.model_copy(update={"tokens": max(1, tokens * phase.tokens // whole)}) for phase in self.phases)
+        return self.model_copy(update={"phases": phases})
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file."""
+    from aiflow_agents.config import load_yaml
+
+    return load_yaml(path, Recipe)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+from aiflow_agents.errors import NotHere
+from aiflow_agents.wire.frame import decode_text
+from aiflow_agents.wire.message import HERE, MOVER, Message, Usage, standing_at
+
+LONG = Message("ann.1", "ann", "phone", _text="well, let me see: it is 42", _answer="42", _confidence=0.5)
+
+
+@pytest.fixture
+def at_tower() -> Iterator[None]:
+    token = HERE.set("tower")
+    yield
+    HERE.reset(token)
+
+
+@pytest.mark.parametrize("what", ["text", "answer", "confidence"])
+def test_what_is_elsewhere_cannot_be_read(at_tower: None, what: str) -> None:
+    with pytest.raises(NotHere, match=r"message ann.1 of ann is at phone, not at tower; `await message.to\('tower'\)` moves it"):
+        getattr(LONG, what)
+    with pytest.raises(NotHere):
+        str(LONG)
+    with pytest.raises(NotHere):
+        getattr(LONG.as_("answer"), what)
+    with standing_at("phone"):
+        assert getattr(LONG, what) in ("well, let me see: it is 42", "42", 0.5)
+    with pytest.raises(NotHere):
+        getattr(LONG, what)
+
+
+def test_name_place_and_size_are_free(at_tower: None) -> None:
+    assert (LONG.id, LONG.author, LONG.node, LONG.heard, LONG.usage) == ("ann.1", "ann", "phone", (), Usage())
+    assert LONG.size == len(LONG.encode()) > 0
+    assert "42" not in repr(LONG)
+
+
+def test_outside_of_any_run_everything_can_be_read_and_nothing_moves() -> None:
+    assert (LONG.text, LONG.answer, LONG.confidence) == ("well, let me see: it is 42", "42", 0.5)
+    assert asyncio.run(LONG.to("phone")) is LONG
+    with pytest.raises(NotHere, match="no network"):
+        asyncio.run(LONG.to("tower"))
+
+
+def test_the_answer_alone_is_a_smaller_frame() -> None:
+    short = LONG.as_("answer")
+    assert short.size == LONG.size - len(LONG.text) + len("42")
+    assert decode_text(short.encode()) == ("ann.1", "ann", "42", 0.5)
+    assert decode_text(LONG.encode()).text == LONG.text
+    assert short.text == "42" and short.as_("text") == LONG  # nothing has moved yet
+
+
+def test_what_did_not_travel_is_not_there() -> None:
+    async def move(message: Message, node: str) -> None:
+        moved.append((message.size, node))
+
+    async def main() -> Message:
+        MOVER.set(move)
+        return await LONG.as_("answer").to("tower")
+
+    moved: list[tuple[int, str]] = []
+    there = asyncio.run(main())
+    assert moved == [(LONG.as_("answer").size, "tower")]
+    assert there.node == "tower" and there.id == LONG.id and there.answer == "42" and there.confidence == 0.5
+    assert there.as_("text").text == "42"
+
+
+def test_messages_are_frozen_and_can_be_stored() -> None:
+    with pytest.raises(AttributeError):
+        LONG.node = "tower"  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(LONG)) == LONG
+
+
+def test_usage_adds_field_by_field() -> None:
+    assert Usage(1, 2, 3, 4, 5, 6, 7) + Usage(10, 20, 30, 40, 50, 60, 70) == Usage(11, 22, 33, 44, 55, 66, 77)
