@@ -180,7 +180,7 @@ class Trainer:
             while self.state["tokens"] < phase.tokens:
                 tick = time.monotonic()
                 heard = pool if phase.kind == "hear" else ()
-                for batch in chunk(self.recipe.skills, self._seed(index), int(self.state["chunk"]), phase.batch, heard):
+                for batch in chunk(phase.skills or self.recipe.skills, self._seed(index), int(self.state["chunk"]), phase.batch, heard):
                     self._step(batch, phase)
                     seen += batch.tokens
                 self.state["chunk"] += 1
