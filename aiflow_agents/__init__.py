@@ -5,6 +5,7 @@ The names below are all a script needs; each is imported when it is first used, 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,25 @@ __all__ = [
     "first",
     "gather",
     "load_topology",
+    "telemetry_off",
 ]
+
+
+TELEMETRY_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def telemetry_off() -> None:
+    """Let Ray, vLLM and Hugging Face send nothing, unless the user's environment says otherwise. They look when they are imported or started."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'aiflow_agents' has no attribute '{name}'")
+    telemetry_off()  # the front door: what lies behind it may import them
     return getattr(import_module(f"aiflow_agents.{_PLACES[name]}"), name)

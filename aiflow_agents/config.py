@@ -73,6 +73,11 @@ def parse_yaml(text: str, model: type[T], *, file: str | Path | None = None) -> 
         raise _config_error(error, model, root, file) from None
 
 
+def line_of(path: Path, *keys: int | str) -> int:
+    """The line of a key in a file that `load_yaml` has read, for mistakes that show only later; of the last one on the way that is there."""
+    return _locate(_read(path.read_bytes().decode("utf-8-sig"))[1], keys)[0]
+
+
 def dump_yaml(value: BaseModel | Mapping[str, Any] | Sequence[Any]) -> str:
     """YAML text that `load_yaml` reads back as the same value; keys keep their order."""
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -53,7 +53,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [make_model(root / name, seed=seed) for seed, name in enumerate(("ant", "bee", "cat"))]
 
 
-Say = Callable[[Any], Any]  # a request -> text, (text, probability) or an error
+Say = Callable[[Any], Any]  # a request -> text, (text, probability), a whole reply or an error
 
 
 @dataclass
@@ -139,7 +139,7 @@ class _Scripted:
     def _reply(self, request: Any, said: Any) -> Any:
         from aiflow_agents.models.protocol import CallError, Reply
 
-        if isinstance(said, CallError):
+        if isinstance(said, CallError | Reply):
             return said
         text, probability = said if isinstance(said, tuple) else (said, 0.75)
         logprobs = None if probability is None else (math.log(probability),)
@@ -165,7 +165,7 @@ class Room:
     """A current directory of its own: a suite whose truth is known, and three members whose models know what `room.knows` says.
 
     `knows[model](question)` is asked for greedy and sampled answers alike, unless `say[model](request)` is given, which returns (text, probability).
-    Questions are `alpha 17`, `bravo 18`, ...; those of the dev split have numbers below 1000. The model folders are real, so that teams load.
+    Questions are `alpha 0018`, `bravo 0019`, ...; those of the dev split have numbers below 1000. The model folders are real, so that teams load.
     """
 
     SKILLS = ("alpha", "bravo", "carol")
@@ -199,17 +199,17 @@ class Room:
         for split, first, count in (("dev", 0, dev), ("test", 1000, test)):
             for i in range(count):
                 skill = self.SKILLS[i % 3]
-                question = f"{skill} {first + i}"
+                question = f"{skill} {first + i:04}"
                 rows.append({"id": f"{split}-{i}", "question": question, "answer": self.truth(question), "split": split, "tags": [skill]})
         (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder
 
     @staticmethod
     def luck(*parts: object) -> float:
-        """A number in [0, 1) that depends on the parts alone."""
-        from zlib import crc32
+        """A number in [0, 1) that depends on the parts alone. Not a checksum: those of texts that differ in one place differ all alike."""
+        from hashlib import blake2b
 
-        return crc32(repr(parts).encode()) / 2**32
+        return int.from_bytes(blake2b(repr(parts).encode(), digest_size=7).digest()) / 2**56
 
     @classmethod
     def truth(cls, question: str) -> str:

@@ -29,6 +29,10 @@ class Cascade(Topology):
         best = max(range(len(results)), key=lambda i: (results[i][0], -results[i][1]))
         return candidates[best]
 
+    def check(self, team: Team) -> None:
+        super().check(team)
+        team.only(*self.order)  # raises UnknownName
+
     async def run(self, task: Task, team: Team) -> Message:
         threshold = 0.8 if self.threshold is None else self.threshold
         drafts: list[Message] = []

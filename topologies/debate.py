@@ -6,6 +6,8 @@
        c
 """
 
+from pydantic import NonNegativeInt
+
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -18,7 +20,7 @@ from aiflow_agents.wire.message import Message
 class Debate(Topology):
     """`graph` says who hears whom: complete, ring, path, star, or edges such as `ash-elm,elm>fir`."""
 
-    rounds: int = 1
+    rounds: NonNegativeInt = 1
     graph: str = "complete"
     decide: Decision = weighted
     needs = Needs(members=2)

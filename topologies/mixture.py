@@ -3,6 +3,8 @@
     a b c  ->  a b c  ->  aggregator -> home
 """
 
+from pydantic import PositiveInt
+
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -13,9 +15,14 @@ from aiflow_agents.wire.message import Message
 class Mixture(Topology):
     """`layers` of proposers before the aggregator, who is the member with role `aggregator`, or else `server`, or else the last."""
 
-    layers: int = 1
+    layers: PositiveInt = 1
     aggregator: str | None = None
     needs = Needs(members=2)
+
+    def check(self, team: Team) -> None:
+        super().check(team)
+        if self.aggregator:
+            team[self.aggregator]  # raises UnknownName
 
     async def run(self, task: Task, team: Team) -> Message:
         last = team[self.aggregator] if self.aggregator else team.role("aggregator") or team.role("server") or list(team)[-1]

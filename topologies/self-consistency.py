@@ -5,6 +5,8 @@
 
 from typing import Self
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from aiflow_agents.models.protocol import Sampling
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.task import Task
@@ -18,8 +20,8 @@ class SelfConsistency(Topology):
     """`temperature` None means: the best of 0.3, 0.5, 0.7 and 1.0 on the dev split."""
 
     member: str | None = None
-    samples: int = 5
-    temperature: float | None = None
+    samples: PositiveInt = 5
+    temperature: NonNegativeFloat | None = None
     decide: Decision = majority
 
     def fit(self, trial: Trial) -> Self:
@@ -28,6 +30,11 @@ class SelfConsistency(Topology):
             candidates = [fitted.model_copy(update={"temperature": t}) for t in (0.3, 0.5, 0.7, 1.0)]
             fitted = max(candidates, key=lambda candidate: trial.accuracy(candidate)[0])
         return fitted
+
+    def check(self, team: Team) -> None:
+        super().check(team)
+        if self.member:
+            team[self.member]  # raises UnknownName
 
     async def run(self, task: Task, team: Team) -> Message:
         agent = team[self.member] if self.member else next(iter(team))

@@ -19,6 +19,11 @@ class Single(Topology):
     def fit(self, trial: Trial) -> Self:
         return self if self.member else self.model_copy(update={"member": trial.best_member})
 
+    def check(self, team: Team) -> None:
+        super().check(team)
+        if self.member:
+            team[self.member]  # raises UnknownName
+
     async def run(self, task: Task, team: Team) -> Message:
         agent = team[self.member] if self.member else next(iter(team))
         return await agent.ask(task.question)

@@ -14,7 +14,7 @@ EVERY_S = 10.0  # between two plain lines
 
 
 class Quiet:
-    """Shows nothing."""
+    """Shows nothing. A stage of 0 is one that cannot be counted."""
 
     def stage(self, name: str, total: int) -> None: ...
 
@@ -36,6 +36,8 @@ class Plain(Quiet):
 
     def stage(self, name: str, total: int) -> None:
         self._name, self._total, self._done = name, total, 0
+        if not total:
+            self.note(name)
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -61,10 +63,11 @@ class Bar(Quiet):
     def stage(self, name: str, total: int) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(name, total=total)
+        self._task = self._progress.add_task(name, total=total or None)  # a bar that only moves, where nobody knows how long it takes
 
     def advance(self, count: int) -> None:
-        self._progress.advance(self._task, count)
+        if self._task is not None:
+            self._progress.advance(self._task, count)
 
     def note(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, markup=False)

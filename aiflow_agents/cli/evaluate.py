@@ -5,101 +5,160 @@ from __future__ import annotations
 import json as json_module
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from aiflow_agents.cli import Interrupted
 from aiflow_agents.errors import UserError
 
+if TYPE_CHECKING:
+    from aiflow_agents.evals.evaluate import Report
+    from aiflow_agents.evals.run_folder import OtherRun, RunConfig
+    from aiflow_agents.evals.suite import Suite
+
+# what a run is: its config.json keeps these, and they win over that file only where they are given
+WHAT = ("team", "network", "topology", "parameter", "seed", "limit", "repeats")
+# how it is done: no run remembers these, so a command that goes on with one says them again
+HOW = ("runtime", "ray_address", "reuse", "require_gain", "display", "json")
+
 
 def evaluate(
-    suite: Annotated[str | None, typer.Argument(help="A suite by name or path; `aiflow list suite` shows them.")] = None,
-    team: Annotated[str | None, typer.Option(help="Another team than the suite's own.")] = None,
-    network: Annotated[str | None, typer.Option(help="Another network than the suite's or team's own.")] = None,
-    topology: Annotated[list[str] | None, typer.Option(help="Only this topology; may be given several times. Parameters with -T.")] = None,
-    parameter: Annotated[list[str] | None, typer.Option("-T", help="name=value for every --topology given.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws the questions, and every sampled answer (default: 0).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="How many test tasks (default: as the suite says).")] = None,
-    repeats: Annotated[int | None, typer.Option(min=1, help="How often each task is answered (default: once).")] = None,
-    runtime: Annotated[str, typer.Option(help="ray (one host a core) or inline (this process).")] = "ray",
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.")] = None,
-    log_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("logs"),
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Repeat the run of this config.json; other options given here change it.")] = None,
-    reuse: Annotated[list[Path] | None, typer.Option(help="Take remembered answers from this run folder.")] = None,
-    require_gain: Annotated[
-        float | None, typer.Option(help="Exit 1 unless the best topology beats every member, the best one by this much (0.05 = 5 points).")
+    context: typer.Context,
+    suite: Annotated[str | None, typer.Argument(help="A suite by name or path; `aiflow list suite` shows them.", show_default=False)] = None,
+    team: Annotated[str | None, typer.Option(help="Another team than the suite's own.", show_default=False)] = None,
+    network: Annotated[str | None, typer.Option(help="Another network than the suite's or team's own.", show_default=False)] = None,
+    topology: Annotated[
+        list[str] | None, typer.Option(help="Only this topology; may be given several times. Parameters with -T.", show_default=False)
     ] = None,
-    display: Annotated[str, typer.Option(help="rich, plain or none.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of every --topology given.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the questions, and every sampled answer.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many test tasks. Default: as the suite says.", show_default=False)] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each task is answered.")] = 1,
+    runtime: Annotated[Literal["ray", "inline"], typer.Option(help="ray: one host a core; inline: this process.")] = "ray",
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.", show_default=False)] = None,
+    log_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("logs"),
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Repeat the run of this config.json; options given here win over it.", show_default=False)
+    ] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Take remembered answers from this run folder; repeatable.", show_default=False)
+    ] = None,
+    require_gain: Annotated[
+        float | None,
+        typer.Option(help="Exit 1 unless the best topology beats every member, the best one by this much (0.05 = 5 points).", show_default=False),
+    ] = None,
+    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else on stdout.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and run nothing.")] = False,
 ) -> int:
-    """Ask a team many questions and say, with evidence, whether it beats its best member, and what that costs."""
+    """Ask a team many questions and say, with evidence, whether it beats its best member, and what that costs.
+
+    A run is a folder. What is given here wins over --config, and that over what the suite says.
+    """
     from aiflow_agents.cli.display import watcher
+    from aiflow_agents.cli.main import disk_is_full
+    from aiflow_agents.evals.evaluate import calls_at_most, plan
     from aiflow_agents.evals.evaluate import evaluate as run
-    from aiflow_agents.evals.evaluate import plan
+    from aiflow_agents.evals.run_folder import OtherRun, compare
     from aiflow_agents.evals.runner import new_run_path
     from aiflow_agents.evals.suite import load_suites
 
-    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats}
-    given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    patterns = _patterns(topology, parameter)
-    again = [word for key, value in given.items() for word in (f"--{key}", str(value))]  # what a command that goes on after Ctrl-C must repeat
-    again += [word for name in topology or [] for word in ("--topology", name)] + [word for each in parameter or [] for word in ("-T", each)]
-    how = ["--runtime", runtime, *(["--ray-address", ray_address] if ray_address else []), *(w for run in reuse or [] for w in ("--reuse", str(run)))]
+    given = explicit(context)
     if resume and config:
         raise UserError("--resume goes on with a run and --config begins a new one: give one of them")
-    if resume or config:
-        saved = _saved(resume, config)
-        suite, patterns = suite or saved.suite, patterns or saved.topologies
-        given = saved.model_dump(include={*asked}) | given  # what was given explicitly wins; a resume that this makes another run is refused below
+    resume = resume.parent if resume and resume.name == "config.json" else resume
+    saved = _saved(resume, config)
+    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats}
+    settings: dict[str, Any] = {key: value if key in given or saved is None else getattr(saved, key) for key, value in asked.items()}
+    settings["topologies"] = _patterns(topology, parameter) or (saved.topologies if saved else None)
+    suite = suite or (saved.suite if saved else None)
     if suite is None:
         raise UserError("which suite? `aiflow list suite` shows them")
     suites = load_suites(suite)
     if resume and len(suites) > 1:
-        raise UserError(f"'{suite}' is a group of suites: resume one of {', '.join(s.name for s in suites)}")
-    watch = watcher("none" if json else display)
-    if dry_run or len(suites) > 1:  # what is wrong in any suite is said before the first one runs
-        plans = [plan(one, topologies=patterns, **given) for one in suites]
-    if dry_run:
-        return _dry_run(plans)
-    reports = []
-    with watch:
+        raise UserError(f"'{suite}' is a group of suites: resume one of {', '.join(one.name for one in suites)}")
+
+    reports: list[Report] = []
+    try:
+        if dry_run or len(suites) > 1:  # what is wrong in any suite is said before the first one runs
+            plans = [plan(one, **settings) for one in suites]
+        if dry_run:
+            if resume:
+                compare(resume, plans[0].config)
+            return _dry_run([calls_at_most(one) for one in plans], json)
         for place, one in enumerate(suites):
             path = resume or new_run_path(log_dir, one.name)
             try:
-                reports.append(
-                    run(one, topologies=patterns, runtime=runtime, ray_address=ray_address, path=path, resume=resume is not None, reuse=reuse or [],
-                        watch=watch, **given)
-                )  # fmt: skip
+                with watcher(display) as watch:
+                    report = run(
+                        one,
+                        runtime=runtime,
+                        ray_address=ray_address,
+                        path=path,
+                        resume=resume is not None,
+                        reuse=reuse or [],
+                        watch=watch,
+                        **settings,
+                    )
             except KeyboardInterrupt:
-                if not (path / "config.json").exists():
-                    raise
-                left = [["aiflow", "eval", "--resume", str(path), *how], *(["aiflow", "eval", s.name, *again, *how] for s in suites[place + 1 :])]
-                raise Interrupted(" && ".join(map(shlex.join, left))) from None
+                if (path / "config.json").exists():
+                    raise Interrupted(_go_on(context, path, suites[place + 1 :])) from None
+                raise
+            except Exception as error:
+                if disk_is_full(error) and (path / "config.json").exists():
+                    command = _go_on(context, path, suites[place + 1 :])
+                    raise UserError(f"the disk is full; what was finished is kept: free some space, then go on with: {command}") from error
+                raise
+            reports.append(report)
+            if not json:
+                _show(report)
+    except OtherRun as other:
+        raise UserError(_refusal(context, other)) from None
     if json:
         summaries = [report.summary | {"folder": str(report.folder)} for report in reports]
         typer.echo(json_module.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=2))
-    else:
-        _show(reports)
     return _exit_code(reports, require_gain)
 
 
+# --- options ---
+
+
+def explicit(context: typer.Context) -> dict[str, str]:
+    """The parameters that were given, and by what: `--limit`, or the variable `AIFLOW_EVAL_LIMIT`."""
+    found = {}
+    for param in context.command.params:
+        name = str(param.name)
+        source = getattr(context.get_parameter_source(name), "name", "")
+        if source == "COMMANDLINE":
+            found[name] = max(param.opts, key=len)
+        elif source == "ENVIRONMENT":
+            found[name] = f"{context.auto_envvar_prefix}_{name.upper()}"
+    return found
+
+
 def parameters(given: list[str] | None) -> dict[str, Any]:
-    """`-T rounds=3` as data; values are read as YAML, so numbers are numbers."""
-    import yaml
+    """`-T rounds=3` as data; values are read as in a YAML file, so numbers are numbers."""
+    from pydantic import RootModel
+
+    from aiflow_agents.config import parse_yaml
 
     settings: dict[str, Any] = {}
     for each in given or []:
-        key, equals, value = each.partition("=")
+        key, equals, value = (part.strip() for part in each.partition("="))
         if not equals or not key:
-            raise UserError(f"-T {each}: expected name=value")
+            raise UserError(f"-T {each}: expected NAME=VALUE, such as -T rounds=3")
+        if key in settings:
+            raise UserError(f"-T {each}: {key} is given twice")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"-T {each}: the value cannot be read; put it into quotes") from None
+            settings[key] = parse_yaml(f"value: {value}", RootModel[dict[str, Any]]).root["value"]
+        except UserError:
+            raise UserError(f"-T {each}: the value cannot be read; put it into quotes, such as -T '{key}=\"...\"'") from None
     return settings
 
 
@@ -110,38 +169,86 @@ def _patterns(names: list[str] | None, given: list[str] | None) -> list[dict[str
     return [{name: parameters(given)} for name in names] if names else None
 
 
-def _saved(resume: Path | None, config: Path | None) -> Any:
+def _saved(resume: Path | None, config: Path | None) -> RunConfig | None:
     """What a run was asked, from its config.json. Raises UserError where there is none or it cannot be read."""
     from aiflow_agents.config import load_yaml
     from aiflow_agents.evals.run_folder import RunConfig
 
-    file = resume / "config.json" if resume else config
-    assert file is not None
-    if resume and not file.is_file():
+    if resume and not (resume / "config.json").is_file():
         raise UserError(f"{resume} is no run folder: it has no config.json")
-    return load_yaml(file, RunConfig)
+    if resume:
+        return load_yaml(resume / "config.json", RunConfig)
+    return load_yaml(config / "config.json" if config.is_dir() else config, RunConfig) if config else None
 
 
-def _dry_run(plans: list[Any]) -> int:
-    for evaluation in plans:
-        typer.echo(f"{evaluation.suite.name}: {evaluation.team}")
-        typer.echo(f"  {len(evaluation.dev)} dev and {len(evaluation.test)} test tasks")
-        typer.echo(f"  topologies: {', '.join(evaluation.prepare())}")
+def _words(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Those of these options that were given, as words of a command."""
+    given, words = explicit(context), []
+    for param in context.command.params:
+        if param.name in names and param.name in given:
+            value = context.params[param.name]
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                words += [max(param.opts, key=len)] if each is True else [max(param.opts, key=len), str(each)]
+    return words
+
+
+def _go_on(context: typer.Context, path: Path, left: Iterable[Suite]) -> str:
+    """The command that does what is left to do: the rest of this run, and the suites after it."""
+    how, what = _words(context, HOW), _words(context, (*WHAT, "config", "log_dir"))
+    commands = [["aiflow", "eval", "--resume", str(path), *how], *(["aiflow", "eval", suite.name, *what, *how] for suite in left)]
+    return " && ".join(map(shlex.join, commands))
+
+
+def _refusal(context: typer.Context, other: OtherRun) -> str:
+    """A run does not go on as another one: what differs, and which commands make sense instead."""
+    given = {("topologies" if name == "topology" else name): by for name, by in explicit(context).items()}
+    told = {name: by for name, by in given.items() if name in other.differ}
+    new = shlex.join(["aiflow", "eval", *_suite(context), "--config", str(other.path / "config.json"), *_words(context, WHAT), *_words(context, HOW)])
+    if not told:
+        return f"{other.path} cannot go on, as what it began with has changed: {other.said}; begin a new run with what is there now: {new}"
+    variables = ", ".join(f"{by} says so" for by in told.values() if by.startswith("AIFLOW_"))
+    own = shlex.join(["aiflow", "eval", "--resume", str(other.path), *_words(context, HOW)])
+    return (
+        f"{other.path} was begun with other settings: {other.only(told).said}{f' ({variables})' if variables else ''}; "
+        f"go on with it as it was: {own}; or begin a new run: {new}"
+    )
+
+
+def _suite(context: typer.Context) -> list[str]:
+    return [context.params["suite"]] if context.params["suite"] else []
+
+
+# --- what is printed ---
+
+
+def _dry_run(plans: list[dict[str, Any]], json: bool) -> int:
+    if json:
+        typer.echo(json_module.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
+        return 0
+    for plan in plans:
+        repeats = f", each {plan['repeats']} times" if plan["repeats"] > 1 else ""
+        typer.echo(f"{plan['suite']}: {plan['n_dev']:,} dev and {plan['n_test']:,} test tasks{repeats}, seed {plan['seed']}")
+        typer.echo(f"team {plan['team']} on {plan['network']}: {', '.join(f'{name} at {node}' for name, node in plan['members'].items())}\n")
+        width = max(map(len, plan["arms"]))
+        typer.echo(f"{'arm':{width}}  {'kind':8}  calls a task, at most")
+        for name, arm in plan["arms"].items():
+            typer.echo(f"{name:{width}}  {arm['kind']:8}  {arm['calls']:4}")
+        calls = plan["calls_at_most"]
+        typer.echo(f"\nat most {calls['all']:,} calls, {calls['dev']:,} on dev and {calls['test']:,} on test; equal ones are made once\n")
     return 0
 
 
-def _show(reports: list[Any]) -> None:
+def _show(report: Report) -> None:
     from rich.console import Console
 
     from aiflow_agents.evals.report import show
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    for report in reports:
-        show(report.summary, console)
-        console.print(f"report: {report.folder / 'report.html'}", soft_wrap=True, highlight=False)
+    show(report.summary, console)
+    console.print(f"report: {report.folder / 'report.html'}", soft_wrap=True, highlight=False)
 
 
-def _exit_code(reports: list[Any], require_gain: float | None) -> int:
+def _exit_code(reports: list[Report], require_gain: float | None) -> int:
     code = 0
     for report in reports:
         if report.n_failed:
@@ -152,6 +259,6 @@ def _exit_code(reports: list[Any], require_gain: float | None) -> int:
             )
             code = 1
         if require_gain is not None and (report.says != "beats" or report.gain < require_gain):
-            typer.echo(f"aiflow: {report.summary['suite']}: the gain of {require_gain:g} that was asked for is not shown", err=True)
+            typer.echo(f"aiflow: {report.summary['suite']}: a gain of {require_gain:g} was asked for and is not shown: {report!r}", err=True)
             code = 1
     return code

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .. import TELEMETRY_OFF as TELEMETRY_OFF
+from .. import telemetry_off
 from ..errors import UserError
 from . import Interrupted
 
@@ -30,13 +32,10 @@ COMMANDS = {
     "doctor": ("aiflow_agents.cli.doctor:doctor", "Check this installation."),
 }
 
-TELEMETRY_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (default: that of the process) and return the exit code."""
-    for name, value in TELEMETRY_OFF.items():
-        os.environ.setdefault(name, value)
+    telemetry_off()
     try:
         code = _command().main(args=None if args is None else list(args), prog_name="aiflow", standalone_mode=False)
         sys.stdout.flush()
@@ -52,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_gone()
     except Exception as error:
-        if not _disk_is_full(error):
+        if not disk_is_full(error):
             raise
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return _say(f"the disk is full{where}; what was finished is kept: free some space and run the command again", 2)
@@ -139,7 +138,7 @@ def _usage(error: Any) -> int:
     return _say(f"{' '.join(error.format_message().split())}{hint}", error.exit_code)
 
 
-def _disk_is_full(error: Exception) -> bool:
+def disk_is_full(error: Exception) -> bool:
     """True for the system's own error and for those that sqlite, safetensors and torch wrap it in."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True

@@ -46,7 +46,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own.", show_default=False)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; auto takes a GPU if there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    questions: Annotated[int, typer.Option(min=1, help="How many training questions the peers are asked.")] = 8000,
+    questions: Annotated[int, typer.Option(min=1, help="How many training questions the peers are asked.")] = 12_000,
     card: Annotated[bool, typer.Option("--card/--no-card", help="Measure each finished model and write its card.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -61,7 +61,7 @@ def train(
     options: dict[str, Any] = {
         "phase": None if phase == "all" else phase, "work": work, "out": out, "peers": peers, "tokens": tokens, "seed": seed,
         "device": None if device == "auto" else device, "threads": None if threads == 1 else threads,
-        "questions": None if questions == 8000 else questions,
+        "questions": None if questions == 12_000 else questions,
     }  # fmt: skip
     again = _command(recipes, options) + ("" if card else " --no-card") + (" --json" if json else "")
 

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from aiflow_agents.errors import UserError
 
 Sample = dict[str, Any]
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunConfig(BaseModel):
@@ -35,30 +38,91 @@ class RunConfig(BaseModel):
     tasks: str = ""
 
 
+class OtherRun(UserError):
+    """A folder was to be gone on with, and holds another run. `differ` names what differs: key -> (was, is)."""
+
+    def __init__(self, path: Path, differ: Mapping[str, tuple[Any, Any]]):
+        self.path, self.differ = path, dict(differ)
+        super().__init__(f"{path} cannot be resumed with another configuration: {self.said}; start a new run instead")
+
+    @property
+    def said(self) -> str:
+        """What differs, in words."""
+        return ", ".join(f"{key} was {_short(was)} and is {_short(new)}" for key, (was, new) in self.differ.items())
+
+    def only(self, keys: Iterable[str]) -> OtherRun:
+        """The same, about these keys alone."""
+        return OtherRun(self.path, {key: self.differ[key] for key in keys})
+
+
+def compare(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise OtherRun unless the run in this folder was asked just this."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} is no run folder: it has no config.json")
+    try:
+        was = json.loads(file.read_bytes())
+    except ValueError:
+        was = None
+    if not isinstance(was, dict):
+        raise UserError(f"{file} is damaged: it is no JSON object; start a new run instead")
+    new = json.loads(json.dumps(config))
+    differ = {key: (was.get(key), new.get(key)) for key in sorted({*was, *new}) if was.get(key) != new.get(key)}
+    if differ:
+        raise OtherRun(path, differ)
+
+
 class RunFolder:
-    """Opens a new folder, or an old one to go on. Use as a context manager."""
+    """Opens a new folder, or an old one to go on. Use as a context manager.
+
+    Raises UserError where nothing can be written, where another process writes, and for a resume of what is no run; OtherRun for one of another.
+    """
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool = False):
         self.path, self.config = path, dict(config)
-        file = path / "config.json"
+        self._files: list[_Lines] = []
+        try:
+            self._open(path / "config.json", resume)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError) and error.errno not in FULL:
+                where = error.filename or path
+                hint = "" if resume else "; choose another folder with --log-dir"
+                raise UserError(f"{where} cannot be written: {error.strerror}{hint}") from None
+            raise
+
+    def _open(self, config: Path, resume: bool) -> None:
+        path = self.path
         if resume:
-            if not file.is_file():
-                raise UserError(f"{path} is no run folder: it has no config.json")
-            was = json.loads(file.read_text(encoding="utf-8"))
-            differ = sorted(key for key in {*was, *config} if was.get(key) != json.loads(json.dumps(config.get(key))))
-            if differ:
-                said = ", ".join(f"{key} was {was.get(key)!r} and is {config.get(key)!r}" for key in differ)
-                raise UserError(f"{path} cannot be resumed with another configuration: {said}; start a new run instead")
+            compare(path, self.config)
         else:
-            if file.exists():
+            if config.exists():
                 raise UserError(f"{path} already holds a run; go on with it (`aiflow eval --resume {path}`) or choose another folder")
             path.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
-        _cut_torn_line(path / "trace.jsonl")
+            write_whole(config, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
+        self._samples = self._lines("samples.jsonl")
+        if not self._samples.lock():
+            raise UserError(f"{path} is being written by another process; wait until that one has ended, or stop it")
+        # only now, as the other process may have been in mid-write
         self.samples = {(s["arm"], s["task_id"], s["repeat"]): s for s in _whole_lines(path / "samples.jsonl")}
-        self._samples = open(path / "samples.jsonl", "a", encoding="utf-8")
-        self._trace = open(path / "trace.jsonl", "a", encoding="utf-8")
-        self._log = open(path / "run.log", "a", encoding="utf-8")
+        self._drop_traces(path / "trace.jsonl")
+        self._trace, self._log = self._lines("trace.jsonl"), self._lines("run.log")
+
+    def _lines(self, name: str) -> _Lines:
+        self._files.append(_Lines(self.path / name))
+        return self._files[-1]
+
+    def _drop_traces(self, path: Path) -> None:
+        """Keep the spans of what is finished, once: what is run again leaves new ones."""
+        rows: dict[tuple[Any, Any], bytes] = {}
+        lines = [line for line in _cut_torn_line(path).split(b"\n") if line]
+        for line in lines:
+            with suppress(ValueError, AttributeError, TypeError):  # a damaged line, which nobody needs
+                row = json.loads(line)
+                if self.finished(row.get("arm"), row.get("task_id"), 0):
+                    rows[row["arm"], row["task_id"]] = line
+        if len(rows) < len(lines):
+            write_whole(path, "".join(f"{line.decode('utf-8')}\n" for line in rows.values()))
 
     def finished(self, arm: str, task_id: str, repeat: int) -> bool:
         """Whether this one is done. What failed is tried again."""
@@ -67,38 +131,78 @@ class RunFolder:
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Keep these, on disk at once. A later line for the same arm, task and repeat replaces an earlier one."""
-        lines = []
-        for sample in samples:
-            self.samples[sample["arm"], sample["task_id"], sample["repeat"]] = sample
-            lines.append(json.dumps(sample))
-        if lines:
-            self._samples.write("\n".join(lines) + "\n")
-            self._samples.flush()
+        rows = list(samples)
+        self._samples.add("".join(json.dumps(sample) + "\n" for sample in rows))
+        self.samples.update({(sample["arm"], sample["task_id"], sample["repeat"]): sample for sample in rows})
 
     def trace(self, row: Mapping[str, Any]) -> None:
-        self._trace.write(json.dumps(row) + "\n")
-        self._trace.flush()
+        self._trace.add(json.dumps(row) + "\n")
 
     def log(self, line: str) -> None:
-        self._log.write(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
-        self._log.flush()
+        self._log.add(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        while self._files:
+            self._files.pop().close()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._samples, self._trace, self._log):
-            file.close()
+        self.close()
+
+
+class _Lines:
+    """A file that only grows, by whole lines. When a disk is full or Ctrl-C comes in mid-write, it is cut back to what it was before."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "ab", buffering=0)  # a buffer would try again later, behind lines that came after
+
+    def add(self, text: str) -> None:
+        if not text:
+            return
+        left = memoryview(text.encode("utf-8", errors="backslashreplace"))
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except BaseException as error:
+            with suppress(OSError):
+                os.ftruncate(self._file.fileno(), before)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = self._file.name
+            raise
+
+    def lock(self) -> bool:
+        """False when another process has it. The lock ends with this process, however that ends."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return True
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+        return True
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one step: it is the old one or the new one, never half."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _whole_lines(path: Path) -> list[Sample]:
@@ -122,3 +226,9 @@ def _cut_torn_line(path: Path) -> bytes:
     if len(whole) < len(data):
         os.truncate(path, len(whole))
     return whole
+
+
+def _short(value: Any) -> str:
+    """A value of a configuration in a line of text."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -27,7 +27,8 @@ class Calibration:
 
     def __call__(self, p: float) -> float:
         p = min(max(p, 1e-6), 1 - 1e-6)
-        return 1.0 / (1.0 + math.exp(-(self.slope * math.log(p / (1 - p)) + self.bias)))
+        logit = self.slope * math.log(p / (1 - p)) + self.bias
+        return 1.0 / (1.0 + math.exp(min(-logit, 700.0)))  # beyond that `exp` refuses
 
 
 AS_IT_IS = Calibration()

@@ -32,9 +32,6 @@ class Shelf:
     """The models of one host, loaded when first asked."""
 
     def __init__(self, load: Callable[[str], Model] | None = None):
-        import torch
-
-        torch.set_num_threads(1)
         self._load = load or load_model
         self._models: dict[str, Model] = {}
 
@@ -45,9 +42,12 @@ class Shelf:
 
 
 def load_model(folder: str) -> Model:
-    """Load a model folder with our own engine."""
+    """Load a model folder with our own engine, which has this process's one torch thread."""
+    import torch
+
     from aiflow_agents.models.family.model import FamilyModel
 
+    torch.set_num_threads(1)
     return FamilyModel.load(Path(folder))
 
 
@@ -70,10 +70,10 @@ class InlineHosts:
 class RayHosts:
     """One Ray actor a core (or `count`). A Ray that was running before is never shut down."""
 
-    def __init__(self, count: int | None = None, address: str | None = None):
+    def __init__(self, count: int | None = None, address: str | None = None, load: Callable[[str], Model] | None = None):
         import ray
 
-        self._ray = ray
+        self._ray, self._load = ray, load
         self._started = not ray.is_initialized()
         if self._started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -86,10 +86,10 @@ class RayHosts:
 
     def _new_actor(self, index: int) -> Any:
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
-        return self._actor_class.options(runtime_env=environment).remote()
+        return self._actor_class.options(runtime_env=environment).remote(self._load)
 
     def generate(self, batches: Batches) -> dict[str, Answers]:
-        """Raises AIFlowError when one piece has killed three hosts. Ctrl-C is noticed within half a second."""
+        """Raises AIFlowError when one piece has killed three hosts, and what a host raises. Ctrl-C is noticed within half a second."""
         pieces = deque((model, start) for model, requests in batches.items() for start in range(0, len(requests), _piece(len(requests), self._count)))
         size = {model: _piece(len(requests), self._count) for model, requests in batches.items()}
         answers: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
@@ -111,12 +111,15 @@ class RayHosts:
                 except self._ray.exceptions.RayActorError as error:
                     deaths[piece] = deaths.get(piece, 0) + 1
                     if deaths[piece] >= 3:
-                        raise AIFlowError(f"three hosts died over the same {size[model]} calls to {model}: {error}") from error
+                        calls = len(batches[model][start : start + size[model]])
+                        raise AIFlowError(f"three hosts died over the same {calls} calls to {model}: {error}") from error
                     self.restarts += 1
+                    self._ray.kill(self._actors[host])  # one that is only out of reach would keep its core
                     self._actors[host] = self._new_actor(host)
                     pieces.appendleft(piece)
                 except self._ray.exceptions.RayTaskError as error:
-                    raise error.as_instanceof_cause() from None
+                    # ours are one line to the user; Ray would put the host's traceback into it
+                    raise (error.cause if isinstance(error.cause, AIFlowError) else error.as_instanceof_cause()) from None
                 free.append(host)
         return answers
 

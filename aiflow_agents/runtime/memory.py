@@ -48,7 +48,7 @@ class Memory:
         return self._answers.get(key)
 
     def load(self, keys: Sequence[Key]) -> dict[Key, Reply]:
-        """Those of these answers that are on disk. They are known from then on."""
+        """Those of these answers that are on disk. They are known from then on, and kept with this run's own."""
         found: dict[Key, Reply] = {}
         if self._stores and keys:
             wanted = {digest(key): key for key in keys}
@@ -56,8 +56,10 @@ class Memory:
                 names = [name for name, key in wanted.items() if key not in found]
                 for start in range(0, len(names), 500):
                     part = names[start : start + 500]
-                    rows = store.execute(f"select digest, reply from calls where digest in ({','.join('?' * len(part))})", part)
+                    rows = store.execute(f"select digest, reply from calls where digest in ({','.join('?' * len(part))})", part).fetchall()
                     found.update((wanted[name], _reply(reply)) for name, reply in rows)
+                    if store is not self._own:
+                        self._keep(rows)
             self._answers.update(found)
         return found
 
@@ -65,9 +67,13 @@ class Memory:
         """Remember, in one transaction: a kill leaves all of them on disk or none."""
         self._answers.update(answers)
         self.executed += len(answers)
-        if self._own is not None and answers:
+        if self._own is not None:
+            self._keep([(digest(key), _row(reply)) for key, reply in answers])
+
+    def _keep(self, rows: Sequence[tuple[bytes, str]]) -> None:
+        if self._own is not None and rows:
             with self._own as store:
-                store.executemany("insert or replace into calls values (?, ?)", [(digest(key), _row(reply)) for key, reply in answers])
+                store.executemany("insert or replace into calls values (?, ?)", rows)
 
     def close(self) -> None:
         for store in self._stores:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from aiflow_agents import catalog
-from aiflow_agents.config import load_yaml
+from aiflow_agents.config import line_of, load_yaml
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
 from aiflow_agents.models.protocol import Sampling, Shape
 from aiflow_agents.net.cost import named_shape
@@ -105,7 +105,7 @@ class Team:
         taken: dict[str, int] = {}
         for member, spec in read.members.items():
             node = _place(spec, member, net, taken, entry.path)
-            agents[member] = _agent(member, spec, node, net.home)
+            agents[member] = _agent(member, spec, node, net.home, entry.path)
         team = cls(entry.name, agents, net)
         for agent in team:
             net.route(net.home, agent.node)  # raises NoRoute before anything runs
@@ -159,23 +159,31 @@ def _place(spec: MemberFile, member: str, network: Network, taken: dict[str, int
     """The node a member computes on: the one it names, or the nodes of its tier in turn."""
     if spec.node is not None:
         if spec.node not in network.nodes:
-            unknown = UnknownName(f"node of network '{network.name}'", spec.node, network.nodes)
-            raise ConfigError(str(unknown), file=file, key=f"members.{member}.node")
+            raise _mistake(str(UnknownName(f"node of network '{network.name}'", spec.node, network.nodes)), file, member, "node")
         return spec.node
     nodes = network.tier(spec.tier)
     if not nodes:
-        raise UserError(f"{file}: {member} wants the tier '{spec.tier}', and network '{network.name}' has no node there")
+        raise _mistake(f"network '{network.name}' has no node of the tier '{spec.tier}'", file, member, "tier")
     taken[spec.tier] = taken.get(spec.tier, -1) + 1
     return nodes[taken[spec.tier] % len(nodes)]
 
 
-def _agent(member: str, spec: MemberFile, node: str, home: str) -> Agent:
+def _mistake(what: str, file: Path, member: str, key: str) -> ConfigError:
+    """What is wrong only on this network, or with what the file names."""
+    return ConfigError(what, file=file, line=line_of(file, "members", member, key), key=f"members.{member}.{key}")
+
+
+def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> Agent:
     from aiflow_agents.models.family.model import model_info
 
+    try:
+        info = model_info(spec.model)
+    except UserError as error:
+        raise _mistake(str(error), file, member, "model") from None
     return Agent(
         name=member,
         folder=spec.model,
-        info=model_info(spec.model),
+        info=info,
         node=node,
         home=home,
         role=spec.role,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from zlib import crc32
 
@@ -9,15 +10,17 @@ import numpy as np
 from scipy.optimize import minimize
 
 BUCKETS = 512
+_WORD = re.compile(r"[A-Za-z]{3,}")
 
 
 def features(questions: Sequence[str]) -> np.ndarray:
-    """[questions, BUCKETS]: which one-, two- and three-character patterns occur, digits and letters alike being one; and the first word itself."""
+    """[questions, BUCKETS]: which one-, two- and three-character patterns occur, digits and letters alike being one; and the word it begins with."""
     rows = np.zeros((len(questions), BUCKETS))
     for row, question in zip(rows, questions, strict=True):
         form = "".join("0" if c.isdigit() else "a" if c.isalpha() else c for c in question)
-        grams = {form[i : i + n] for n in (1, 2, 3) for i in range(len(form) - n + 1)} | {"^" + question.split(" ")[0].rstrip("0123456789")}
-        grams |= {c for c in question if not c.isalnum()}
+        grams = {form[i : i + n] for n in (1, 2, 3) for i in range(len(form) - n + 1)}
+        if word := _WORD.match(question):
+            grams.add("^" + word.group())
         for gram in grams:
             row[crc32(gram.encode()) % BUCKETS] = 1.0
         row /= np.sqrt(row.sum()) or 1.0

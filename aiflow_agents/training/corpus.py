@@ -50,14 +50,18 @@ def collate(examples: Sequence[tuple[list[int], int]]) -> Batch:
     return Batch(inputs, targets, sum(len(ids) for ids, _ in examples))
 
 
-def chunk(skills: Mapping[str, float], seed: int, index: int, batch: int, pool: Sequence[Heard] = ()) -> Iterator[Batch]:
-    """The batches of chunk `index`. With a pool, half of the examples are pool questions followed by some peers' answers in any order."""
+def chunk(skills: Mapping[str, float], seed: int, index: int, batch: int, pool: Sequence[Heard] = (), truth: float = 0.0) -> Iterator[Batch]:
+    """The batches of chunk `index`. With a pool, half of the examples are pool questions followed by some peers' answers in any order.
+
+    In a share `truth` of these every peer says what is right.
+    """
     rng = Random(f"chunk/{seed}/{index}")
     questions = islice(stream(skills, "train", rng.getrandbits(48)), CHUNK // 2 if pool else CHUNK)
     examples = [example(question) for question in questions]
     for item in rng.choices(pool, k=CHUNK // 2) if pool else ():
         names = rng.sample(sorted(item.answers), rng.randint(1, len(item.answers)))
-        examples.append(example(item.question, tuple((name, item.answers[name]) for name in names)))
+        said = dict.fromkeys(names, item.question.answer) if truth and rng.random() < truth else item.answers
+        examples.append(example(item.question, tuple((name, said[name]) for name in names)))
     examples.sort(key=lambda one: len(one[0]))
     starts = list(range(0, len(examples), batch))
     rng.shuffle(starts)

@@ -24,7 +24,8 @@ from aiflow_agents.training.heard import collect, load_pool, save_pool
 from aiflow_agents.training.recipe import Recipe
 from aiflow_agents.training.trainer import Progress, Trainer
 
-POOL_SEED = 0
+POOL_SEED = 77
+QUESTIONS = 12_000  # that the peers are asked
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Nursery:
     out: Path
     peers: Path
     device: str = "cpu"
-    questions: int = 8000
+    questions: int = QUESTIONS
     note: Callable[[str], None] = lambda _: None
     progress: Callable[[str, Progress], None] = lambda name, _: None
     _memo: Memo = field(default_factory=dict)

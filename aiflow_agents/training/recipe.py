@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from aiflow_agents.skills.questions import SKILLS
 
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=24)]  # a folder, and a speaker in `<heard>name:`
+
+
+def _known(skills: dict[str, float]) -> dict[str, float]:
+    unknown = sorted(set(skills) - set(SKILLS))
+    if unknown:
+        raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join(SKILLS)}")
+    if not sum(skills.values()) > 0:
+        raise ValueError("no skill has a weight above 0")
+    return skills
+
+
+Skills = Annotated[dict[str, Annotated[float, Field(ge=0)]], AfterValidator(_known)]  # skill -> its share of the questions
 
 
 class Strict(BaseModel):
@@ -40,7 +52,9 @@ class Phase(Strict):
     """One phase of training.
 
     `answer`: questions and right answers. `hear`: half of the questions are followed by what peers really answered, right or wrong,
-    so that the model learns whom to believe.
+    so that the model learns whom to believe. In a share of these all that is heard is right: `truth` at the start, falling to none at the end. So a
+    model first learns to repeat (a million tokens; where most of what it hears is wrong, not in three), then whom.
+    `skills`: instead of the recipe's own, in this phase.
     """
 
     kind: Literal["answer", "hear"]
@@ -49,6 +63,8 @@ class Phase(Strict):
     batch: Positive = 128
     warmup: float = Field(0.03, ge=0, lt=1)
     peers: tuple[Name, ...] = ()
+    truth: float = Field(0.0, ge=0, le=1)
+    skills: Skills | None = None
 
     @model_validator(mode="after")
     def _peers(self) -> Phase:
@@ -66,19 +82,9 @@ class Recipe(Strict):
     tier: Literal["device", "edge", "cloud"]
     size: Size
     seed: int
-    skills: dict[str, Annotated[float, Field(ge=0)]]
+    skills: Skills
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     max_length: Positive = 256
-
-    @field_validator("skills")
-    @classmethod
-    def _known(cls, skills: dict[str, float]) -> dict[str, float]:
-        unknown = sorted(set(skills) - set(SKILLS))
-        if unknown:
-            raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join(SKILLS)}")
-        if not sum(skills.values()) > 0:
-            raise ValueError("no skill has a weight above 0")
-        return skills
 
     @field_validator("phases")
     @classmethod

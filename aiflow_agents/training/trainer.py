@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -63,6 +64,14 @@ def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[where]), batch.targets[where])
 
 
+def _phase(saved: Any) -> Phase | None:
+    """A phase as a checkpoint has it, with what has come into the schema since at its default; None where it is none."""
+    try:
+        return Phase.model_validate(saved)
+    except ValidationError:
+        return None
+
+
 class Trainer:
     """Trains one model through its phases. `step()`-free: `run` goes on from wherever the checkpoint stands."""
 
@@ -102,7 +111,7 @@ class Trainer:
         recipe = self._recipe()
         differ = sorted(key for key in made.keys() | recipe.keys() if made.get(key) != recipe.get(key))
         begun = state["phase"] + (state["chunk"] > 0)  # phases that are still to come may change
-        if phases is not None and phases[:begun] != self._phases()[:begun]:
+        if phases is not None and [_phase(saved) for saved in phases[:begun]] != list(self.phases[:begun]):
             differ.append("phases")
         if differ:
             why = f"another version of recipe '{self.recipe.name}' (it differs in {', '.join(differ)})"
@@ -180,7 +189,8 @@ class Trainer:
             while self.state["tokens"] < phase.tokens:
                 tick = time.monotonic()
                 heard = pool if phase.kind == "hear" else ()
-                for batch in chunk(phase.skills or self.recipe.skills, self._seed(index), int(self.state["chunk"]), phase.batch, heard):
+                truth = phase.truth * max(0.0, 1 - self.state["tokens"] / phase.tokens)
+                for batch in chunk(phase.skills or self.recipe.skills, self._seed(index), int(self.state["chunk"]), phase.batch, heard, truth):
                     self._step(batch, phase)
                     seen += batch.tokens
                 self.state["chunk"] += 1

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import Any
 
 import pytest
 
+import aiflow_agents
 from aiflow_agents import catalog
 from aiflow_agents.cli import doctor as doctor_module
 from aiflow_agents.cli import main as door
-from aiflow_agents.cli.doctor import Finding, check_engine, check_libraries, check_library, check_models, weights_fault
+from aiflow_agents.cli.doctor import Finding, check_engine, check_library, check_models, weights_fault
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Reply, Request
 
@@ -85,7 +88,8 @@ def test_the_library_is_missed_and_its_files_are_read(library: Path, monkeypatch
     assert next(check_library()).state == "broken"
 
 
-def test_a_broken_torchvision_is_found_with_the_line_that_removes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_torchvision_is_found_with_the_line_that_removes_it(tmp_path: Path) -> None:
+    """In a process of its own: a library that has been imported once cannot be taken back."""
     for name, text in (
         ("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')"),
         ("torchaudio", "__version__ = '1'"),
@@ -95,15 +99,16 @@ def test_a_broken_torchvision_is_found_with_the_line_that_removes_it(tmp_path: P
         ("torchcodec", "__version__ = '1'"),
     ):
         (tmp_path / f"{name}.py").write_text(text)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = {finding.name: finding for finding in check_libraries()}
-    for name in found:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    assert {name for name, finding in found.items() if finding.state == "broken"} == {"torchvision", "ray"}
-    assert "nms does not exist" in found["torchvision"].detail
-    assert found["torchvision"].remedy.startswith("pip uninstall -y torchvision torchaudio torchcodec")
-    assert "inline" in found["ray"].remedy
+    look = "import dataclasses, json; from aiflow_agents.cli.doctor import check_libraries as check; print(json.dumps([dataclasses.asdict(f) for f in check()]))"
+    path = os.pathsep.join(map(str, (tmp_path, Path(aiflow_agents.__file__).parents[1], *filter(None, [os.environ.get("PYTHONPATH")]))))
+    said = subprocess.run([sys.executable, "-c", look], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    found = {finding["name"]: finding for finding in json.loads(said.stdout)}
+    assert set(found) == {"torch", "torchvision", "torchaudio", "torchcodec", "transformers", "ray"}
+    assert {name for name, finding in found.items() if finding["state"] == "broken"} == {"torchvision", "ray"}
+    assert "nms does not exist" in found["torchvision"]["detail"]
+    assert found["torchvision"]["remedy"].startswith("pip uninstall -y torchvision torchaudio torchcodec")
+    assert "inline" in found["ray"]["remedy"]
 
 
 class Engine:

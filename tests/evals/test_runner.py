@@ -129,7 +129,7 @@ def test_what_is_chosen_is_chosen_on_dev_alone(room: Any) -> None:
         assert report.summary["learned"]["self-consistency"]["temperature"] == 0.3
         assert report.summary["learned"]["self-talk"]["member"] == "ann"
     assert one.summary["learned"] == other.summary["learned"] and one.summary["best_topology"] == other.summary["best_topology"]
-    assert other.summary["best_topology"]["arm"] != "single(member=bob)" and other.gain < 0
+    assert other.summary["best_topology"]["arm"] == "single(member=ann)" and other.accuracy("single(member=ann)") == 0.0  # as dev says, though it fails
     # ann says 0.6 and is always right on dev; so she counts as surer than that on test, where she is always wrong
     assert min(by_task(other, "weighted", "confidence").values()) > 0.6
     assert by_task(one, "ann", "confidence") == by_task(other, "ann", "confidence")
@@ -140,7 +140,7 @@ def test_self_consistency_gets_the_flops_of_the_best_topology_or_is_greedy(room:
         """Right nine times out of ten when sampled, on a skill on which the greedy answer is wrong."""
         question, warm = request.messages[0].content, request.sampling.temperature > 0
         right = room.luck(request.seed, "s") < 0.9 if warm else room.luck("g", question) < 0.3
-        return (room.truth(question) if right else f"wrong {request.seed}", 0.5)
+        return (room.truth(question) if right else f"n{request.seed % 1000:03}", 0.5)  # as long as the truth, so that luck costs nothing
 
     room.say = {"ant": unsure}
     room.knows |= {"bee": lambda question: room.luck(1, question) < 0.1, "cat": lambda question: room.luck(2, question) < 0.1}

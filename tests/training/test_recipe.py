@@ -20,8 +20,9 @@ def test_shipped_recipes_are_read_and_their_peers_exist() -> None:
     assert {recipe.architecture for recipe in recipes.values()} == {"qwen3", "llama"}
     for recipe in recipes.values():
         assert {peer for phase in recipe.phases for peer in phase.peers} <= set(recipes)
-        assert "bigmul" not in recipe.skills  # the negative control is never trained
-        assert set(recipe.skills) == set(TRAINED)
+        taught = set(recipe.skills).union(*(phase.skills or {} for phase in recipe.phases))
+        assert taught <= set(TRAINED)  # bigmul, the negative control, is never trained
+        assert recipe.tier != "cloud" or taught == set(TRAINED)  # the generalist has seen everything
     cloud = [recipe for recipe in recipes.values() if recipe.tier == "cloud"]
     most = max(sum(phase.tokens for phase in recipe.phases) for recipe in recipes.values())
     assert [sum(phase.tokens for phase in recipe.phases) for recipe in cloud] == [most]

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from aiflow_agents.errors import NotHere
 from aiflow_agents.wire.frame import decode_text
-from aiflow_agents.wire.message import HERE, MOVER, Message, Usage, standing_at
+from aiflow_agents.wire.message import HERE, MOVER, Message, Usage, bring, standing_at
 
 LONG = Message("ann.1", "ann", "phone", _text="well, let me see: it is 42", _answer="42", _confidence=0.5)
 
@@ -55,19 +56,32 @@ def test_the_answer_alone_is_a_smaller_frame() -> None:
     assert short.text == "42" and short.as_("text") == LONG  # nothing has moved yet
 
 
-def test_what_did_not_travel_is_not_there() -> None:
-    async def move(message: Message, node: str) -> None:
-        moved.append((message.size, node))
+@pytest.fixture
+def moved() -> Iterator[list[tuple[list[int], str]]]:
+    """What the network was asked to carry: the sizes, and where to."""
+    asked: list[tuple[list[int], str]] = []
 
-    async def main() -> Message:
-        MOVER.set(move)
-        return await LONG.as_("answer").to("tower")
+    async def move(messages: Iterable[Message], node: str) -> None:
+        asked.append(([message.size for message in messages], node))
 
-    moved: list[tuple[int, str]] = []
-    there = asyncio.run(main())
-    assert moved == [(LONG.as_("answer").size, "tower")]
+    token = MOVER.set(move)
+    yield asked
+    MOVER.reset(token)
+
+
+def test_what_did_not_travel_is_not_there(moved: list[tuple[list[int], str]]) -> None:
+    there = asyncio.run(LONG.as_("answer").to("tower"))
+    assert moved == [([LONG.as_("answer").size], "tower")]
     assert there.node == "tower" and there.id == LONG.id and there.answer == "42" and there.confidence == 0.5
     assert there.as_("text").text == "42"
+
+
+def test_several_messages_set_out_together(moved: list[tuple[list[int], str]]) -> None:
+    near = replace(LONG, id="tim.1", author="tim", node="tower")
+    there = asyncio.run(bring([LONG, near, LONG.as_("answer")], "tower"))
+    assert [message.node for message in there] == ["tower"] * 3 and there[1] is near
+    assert [message.text for message in there] == [LONG.text, LONG.text, "42"] and len(moved) == 1
+    assert asyncio.run(bring([near], "tower")) == [near] and len(moved) == 1  # what is there need not be carried
 
 
 def test_messages_are_frozen_and_can_be_stored() -> None:
