@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from aiflow_agents.cli import Interrupted
-from aiflow_agents.errors import UserError
+from aiflow_agents.errors import AIFlowError, UserError
 
 if TYPE_CHECKING:
     from aiflow_agents.evals.evaluate import Report
@@ -63,8 +63,9 @@ def evaluate(
     """
     from aiflow_agents.cli.display import watcher
     from aiflow_agents.cli.main import disk_is_full
-    from aiflow_agents.evals.evaluate import calls_at_most, plan
     from aiflow_agents.evals.evaluate import evaluate as run
+    from aiflow_agents.evals.evaluate import plan
+    from aiflow_agents.evals.rehearsal import calls_at_most
     from aiflow_agents.evals.run_folder import OtherRun, compare
     from aiflow_agents.evals.runner import new_run_path
     from aiflow_agents.evals.suite import load_suites
@@ -111,10 +112,12 @@ def evaluate(
                     raise Interrupted(_go_on(context, path, suites[place + 1 :])) from None
                 raise
             except Exception as error:
-                if disk_is_full(error) and (path / "config.json").exists():
-                    command = _go_on(context, path, suites[place + 1 :])
-                    raise UserError(f"the disk is full; what was finished is kept: free some space, then go on with: {command}") from error
-                raise
+                full = disk_is_full(error)
+                ours = isinstance(error, AIFlowError) and not isinstance(error, UserError)  # the hosts died, again and again
+                if not (full or ours) or not (path / "config.json").exists():
+                    raise
+                what = "the disk is full: free some space" if full else str(error)
+                raise UserError(f"{what}; what was finished is kept, go on with: {_go_on(context, path, suites[place + 1 :])}") from error
             reports.append(report)
             if not json:
                 _show(report)

@@ -34,7 +34,15 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line (default: that of the process) and return the exit code."""
+    """Run the command line and return the exit code. Without arguments it is that of the process, which may end here."""
+    code = _main(args)
+    if args is None and code == 130 and "ray" in sys.modules:
+        sys.stdout.flush()
+        os._exit(code)  # nothing is left to do, and Ray's threads crash now and then when an interrupted interpreter is taken down
+    return code
+
+
+def _main(args: Sequence[str] | None) -> int:
     telemetry_off()
     try:
         code = _command().main(args=None if args is None else list(args), prog_name="aiflow", standalone_mode=False)
@@ -135,7 +143,7 @@ def _usage(error: Any) -> int:
         return 2
     context = getattr(error, "ctx", None)
     hint = f" (see '{context.command_path} --help')" if context else ""
-    return _say(f"{' '.join(error.format_message().split())}{hint}", error.exit_code)
+    return _say(f"{' '.join(error.format_message().replace('Value error, ', '').split())}{hint}", error.exit_code)
 
 
 def disk_is_full(error: Exception) -> bool:

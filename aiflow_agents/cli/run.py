@@ -11,21 +11,27 @@ import typer
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
-    from aiflow_agents.runtime.trace import Span
+    from aiflow_agents.runtime.run import Result
+    from aiflow_agents.runtime.team import Team
+    from aiflow_agents.runtime.trace import Listener, Span
 
 
 def run(
     question: Annotated[str, typer.Argument(help='The question, such as "37*8=". A single dash reads it from standard input.')],
     team: Annotated[str, typer.Option(help="A team by name or path.")] = "specialists",
     topology: Annotated[str, typer.Option(help="How they talk; `aiflow list topology` shows what there is.")] = "debate",
-    parameter: Annotated[list[str] | None, typer.Option("-T", help="name=value, a parameter of the topology.")] = None,
-    network: Annotated[str | None, typer.Option(help="Another network than the team's own.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of the topology; repeatable.", show_default=False)
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="Another network than the team's own.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the answer, its cost and every span as JSON.")] = False,
 ) -> int:
-    """Ask a team one question: who said what, where, when, and what moved."""
+    """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network."""
     from aiflow_agents.cli.evaluate import parameters
+    from aiflow_agents.evals.rehearsal import rehearse_one
     from aiflow_agents.runtime.run import ask
+    from aiflow_agents.runtime.task import Task
     from aiflow_agents.runtime.team import Team
     from aiflow_agents.topology.load import load_topology
 
@@ -34,39 +40,64 @@ def run(
     text = sys.stdin.read().strip() if question == "-" else question
     if not text.strip():
         raise UserError("the question is empty")
-    listener = None if json else _teller()
-    result = ask(people, pattern, text, seed=seed, listener=listener)
+    pattern.check(people)
+    rehearse_one(pattern, people, Task("question", text))
+    result = ask(people, pattern, text, seed=seed, listener=None if json else _teller(people))
     if json:
-        typer.echo(json_module.dumps(_as_json(result), ensure_ascii=False, indent=2))
-    else:
-        from rich.console import Console
-
-        Console().print(f"\n{result}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed}
+        typer.echo(json_module.dumps(told | _as_json(result), ensure_ascii=False, indent=2))
+    elif result.error is None:
+        typer.secho(f"\n{result.answer}", bold=True, nl=False)
+        typer.echo(f"   {_cost(result)}")
+    if result.error is not None:
+        typer.echo(f"aiflow: {result.error}", err=True)
     return 0 if result.error is None else 1
 
 
-def _teller() -> Any:
+def _teller(team: Team) -> Listener:
     """Prints each span as it ends: time, who, where, what."""
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = Console()
-    console.print(f"{'time':>10}  {'who':10} {'where':22} what", style="dim")
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    nodes = {team.home, *(agent.node for agent in team)}
+    who, where = max(map(len, ("user", *team.agents))), 2 * max(map(len, nodes)) + 4
+    said: dict[str, str] = {}  # message -> whose it is, and what it says
+    console.print(f"{'time':>10}  {'who':{who}}  {'where':{where}}  what", style="dim")
 
     def tell(span: Span) -> None:
-        time = f"{span.end_s * 1000:8.2f}ms"
-        if span.kind == "move":
-            line = f"{time}  {span.who:10} {span.node + ' -> ' + span.to:22} {span.message}, {span.nbytes} bytes"
-            console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+        moved = span.kind == "move"
+        place = f"{span.node} -> {span.to}" if moved else span.node
+        line = Text(f"{span.end_s * 1000:7.1f} ms  {span.who:{who}}  {place:{where}}  ")
+        if moved:
+            line.append(f"{_brief(span.text)}, {span.nbytes:,} bytes")
+            line.stylize("dim")
         else:
-            sure = "" if span.confidence is None else f"  ({span.confidence:.0%} sure)"
-            heard = f"  [dim]having heard {', '.join(span.heard)}[/dim]" if span.heard else ""
-            console.print(f"{time}  {span.who:10} {span.node:22} [bold]{escape(span.text)}[/bold]{sure}{heard}", highlight=False, soft_wrap=True)
+            said[span.message] = f"{span.who} {_brief(span.text)}"
+            line.append(span.text.replace("\n", "\n" + " " * len(line.plain)) or '""', style="bold")
+            if span.confidence is not None:
+                line.append(f"  {span.confidence:.0%} sure")
+            if span.heard:
+                line.append(f"  heard {', '.join(said.get(id, id) for id in span.heard)}", style="dim")
+        console.print(line)
 
     return tell
 
 
-def _as_json(result: Any) -> dict[str, Any]:
+def _brief(text: str) -> str:
+    """In one short line."""
+    line = " ".join(text.split()) or '""'
+    return line if len(line) <= 40 else f"{line[:37]}..."
+
+
+def _cost(result: Result) -> str:
+    from aiflow_agents.evals.verdict import quantity
+
+    used = result.usage
+    return f"after {used.latency_s * 1000:.1f} ms: {used.calls} calls, {used.wire_bytes:,} bytes on links, {quantity(used.energy_j, 'J')}"
+
+
+def _as_json(result: Result) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aiflow_agents import catalog, telemetry_off
-from aiflow_agents.errors import UnknownName, UnmetNeed, UserError
+from aiflow_agents.errors import UnknownName, UserError
+from aiflow_agents.evals.rehearsal import rehearse
 from aiflow_agents.evals.report import show, write_report
-from aiflow_agents.evals.rivals import MOST_SAMPLES, rivals
 from aiflow_agents.evals.run_folder import RunFolder
-from aiflow_agents.evals.runner import Evaluation, Watcher, new_run_path
+from aiflow_agents.evals.runner import Evaluation, Silence, Watcher, new_run_path
 from aiflow_agents.evals.suite import Suite, load_suites
-from aiflow_agents.evals.trial import DevTrial
 from aiflow_agents.evals.verdict import percent, points, quantity, sentence
-from aiflow_agents.models.protocol import Reply, Request
-from aiflow_agents.runtime.hosts import Answers, Batches, Hosts, open_hosts
+from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.run import Job, Result, Runs, run_jobs
 from aiflow_agents.runtime.scene import stable_hash
-from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology
 from aiflow_agents.topology.load import load_topology
 
 RUNTIMES = ("inline", "ray")
 Pattern = str | Topology | Mapping[str, Mapping[str, Any]]  # a topology's name or path, a topology, or a name with its parameters
-
-
-class Silence:
-    """A watcher that watches nothing."""
-
-    def stage(self, name: str, total: int) -> None: ...
-
-    def advance(self, count: int) -> None: ...
-
-    def note(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,9 +134,7 @@ def plan(
         "repeats": repeats,
     }
     evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config)
-    for topology in evaluation.prepare().values():
-        with suppress(UnmetNeed):  # of what will be learned on dev
-            rehearse(topology, people, evaluation.dev[0])
+    rehearse(evaluation)
     # not to be set by anyone, but a run does not go on with other weights or other questions than it began with
     config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in people}
     config["tasks"] = f"{len(evaluation.dev)} dev, {len(evaluation.test)} test, {stable_hash(evaluation.dev, evaluation.test):016x}"
@@ -197,8 +183,6 @@ def _pattern(topology: Pattern) -> tuple[str, dict[str, Any]]:
     if isinstance(topology, str):
         return topology, {}
     if isinstance(topology, Topology):
-        import sys
-
         file = getattr(sys.modules.get(type(topology).__module__), "__file__", None)
         if file is None:
             raise UserError(f"topology {type(topology).__name__} lives in no file, so a run with it could not be repeated; put it into one")
@@ -237,139 +221,46 @@ def _calls(run: str | Path) -> Path:
 def start_hosts(runtime: str, ray_address: str | None = None) -> Hosts:
     """`open_hosts`, with telemetry off and one line where no cluster is at that address: Ray itself looks for minutes and then ends the process."""
     telemetry_off()
-    if runtime == "ray" and ray_address:
-        host, _, port = ray_address.rpartition(":")
-        try:
-            if host and port.isdigit() and "://" not in ray_address:
-                import socket
+    if runtime != "ray":
+        return open_hosts(runtime)
+    import ray
 
-                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    was_there = ray.is_initialized()
+    try:
+        host, _, port = (ray_address or "").rpartition(":")
+        if host and port.isdigit() and "://" not in host:
+            import socket
+
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        with _patience():
             return open_hosts(runtime, address=ray_address)
-        except (OSError, ValueError) as error:  # ConnectionError is an OSError
+    except BaseException as error:
+        if not was_there:
+            ray.shutdown()
+        if ray_address and isinstance(error, OSError | ValueError):  # ConnectionError is an OSError
             why = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"no Ray cluster at {ray_address}: {why}; start one with `ray start --head`, or leave --ray-address out") from error
-    return open_hosts(runtime, address=ray_address)
-
-
-# --- the rehearsal: what a run would ask, without a model ---
-
-ENDLESS = 2000  # calls for one question
-SAMPLED, TEMPERATURES = "self-consistency@", 4  # rivals that take as many samples as they need, and at how many temperatures on dev
-
-
-def rehearse(topology: Runs, team: Team, task: Task) -> int:
-    """How many different calls the topology makes for a question: the more of two rehearsals, with members that agree and with such that do not.
-
-    Raises the UserError that the topology raises: a member it names is not there, it is to be fitted first.
-    """
-    return max(_Rehearsal(team, agree).calls([topology], task) for agree in (True, False))
-
-
-def calls_at_most(evaluation: Evaluation) -> dict[str, Any]:
-    """What a run would ask of its members, as plain data: arms with their calls a task, and calls of the whole run, each at most.
-
-    Equal calls are made once, so the whole is less than the sum. Self-consistency as a rival is counted with as many samples as it may ever take.
-    """
-    team, n_dev, n_test = evaluation.team, len(evaluation.dev), len(evaluation.test) * evaluation.repeats
-    arms: dict[str, dict[str, Any]] = {}
-    dev = test = 0.0
-    for agree in (True, False):
-        rehearsal, few = _Rehearsal(team, agree), evaluation.dev[:4]
-        trial = DevTrial(team, few, lambda answer, task: float(stable_hash(answer, task.id) % 2), rehearsal.execute)
-        fitted = {name: _fitted(topology, trial) for name, topology in evaluation.prepare().items()}
-        for topology in fitted.values():
-            trial.accuracy(topology)
-        dev = max(dev, rehearsal.memory.executed / len(few))
-        best = max(fitted, key=lambda name: trial.accuracy(fitted[name])[1], default=None)
-        kinds: dict[str, tuple[str, Runs]] = {name: ("member", load_topology("single", {"member": name})) for name in team.agents}
-        kinds |= {name: ("rival", rival) for name, rival in (rivals(trial, fitted[best], evaluation.seed) if best else {}).items()}
-        kinds |= {name: ("topology", topology) for name, topology in fitted.items()}
-        for name, (kind, arm) in kinds.items():
-            calls = MOST_SAMPLES if name.startswith(SAMPLED) else _Rehearsal(team, agree).calls([arm], few[0])
-            arms[name] = {"kind": kind, "calls": max(calls, arms[name]["calls"] if name in arms else 0)}
-        counted = [arm for name, (_, arm) in kinds.items() if not name.startswith(SAMPLED)]
-        test = max(test, _Rehearsal(team, agree).calls(counted, few[0]))
-    sampled = MOST_SAMPLES if any(name.startswith(SAMPLED) for name in arms) else 0
-    on_dev, on_test = math.ceil((dev + TEMPERATURES * sampled) * n_dev), math.ceil((test + 2 * sampled) * n_test)
-    order = ("member", "rival", "topology")
-    return {
-        "suite": evaluation.suite.name,
-        "team": team.name,
-        "members": {agent.name: agent.node for agent in team},
-        "network": team.network.name,
-        "seed": evaluation.seed,
-        "repeats": evaluation.repeats,
-        "n_dev": n_dev,
-        "n_test": len(evaluation.test),
-        "arms": dict(sorted(arms.items(), key=lambda item: order.index(item[1]["kind"]))),
-        "calls_at_most": {"dev": on_dev, "test": on_test, "all": on_dev + on_test},
-    }
-
-
-def _fitted(topology: Topology, trial: DevTrial) -> Topology:
-    """Fitted to answers without sense, which may be too much for it."""
-    try:
-        return topology.fit(trial)
-    except UserError:
         raise
-    except Exception:
-        return topology
 
 
-class _Endless(Exception):
-    """A topology asks and asks."""
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Let Ctrl-C wait until Ray has started, which forks and imports: in there it can be swallowed. A second one does not wait."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
 
+    def remember(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
 
-class _Rehearsal:
-    """Hosts whose models only pretend: all sure of one answer, or each unsure of one of its own."""
-
-    def __init__(self, team: Team, agree: bool):
-        self.team, self.agree, self.memory = team, agree, Memory()
-        self._left = ENDLESS
-
-    def calls(self, topologies: Sequence[Runs], task: Task) -> int:
-        """How many different calls these make for a question in all. Raises the UserError of one of them."""
-        for topology in topologies:
-            told = _Told(topology)
-            self._left = ENDLESS
-            with suppress(_Endless):
-                run_jobs([Job("rehearsal", told, task, self.team)], self, self.memory, _nothing)
-            if told.error:
-                raise told.error
-        return self.memory.executed
-
-    def execute(self, jobs: Sequence[Job]) -> list[Result]:
-        results: dict[int, Result] = {}
-        self._left = ENDLESS * len(jobs)
-        run_jobs(jobs, self, self.memory, lambda result: results.update({id(result.job): result}))
-        return [results[id(job)] for job in jobs]
-
-    def generate(self, batches: Batches) -> dict[str, Answers]:
-        self._left -= sum(map(len, batches.values()))
-        if self._left < 0:
-            raise _Endless
-        return {model: [self._reply(model, request) for request in requests] for model, requests in batches.items()}
-
-    def _reply(self, model: str, request: Request) -> Reply:
-        text, sure = ("0", 0.99) if self.agree else (str(stable_hash(model, request.messages, request.seed) % 1000), 0.01)
-        return Reply(text, (0, 0), (math.log(sure), 0.0), sum(len(turn.content) for turn in request.messages), 2)
-
-    def close(self) -> None: ...
-
-
-def _nothing(result: Result) -> None: ...
-
-
-class _Told:
-    """A topology that tells what mistake of the user it met; the runtime keeps only the words."""
-
-    def __init__(self, topology: Runs):
-        self.topology = topology
-        self.error: UserError | None = None
-
-    async def run(self, task: Task, team: Team) -> Any:
-        try:
-            return await self.topology.run(task, team)
-        except UserError as error:
-            self.error = error
-            raise
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt

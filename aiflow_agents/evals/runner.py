@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,7 @@ from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.evals.suite import Suite
-from aiflow_agents.evals.trial import DevTrial
+from aiflow_agents.evals.trial import DevTrial, Execute
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
@@ -43,6 +43,16 @@ SLICE = 250  # test tasks run through all arms before the next ones: what a kill
 
 class Watcher(Protocol):
     """Who watches a run. Every method may do nothing."""
+
+    def stage(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+
+class Silence:
+    """A watcher that watches nothing."""
 
     def stage(self, name: str, total: int) -> None: ...
 
@@ -97,16 +107,8 @@ class Evaluation:
 
     def run(self, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> dict[str, Any]:
         """Run to the end and give the summary, which is also on disk. Killed anywhere, it can be run again on the same folder."""
-        chosen, dev, test = self.prepare(), self.dev, self.test
-        trial = DevTrial(self.team, dev, self.suite.scorer, self._executor(hosts, memory, watch))
-        watch.note(f"best member on dev: {trial.best_member} ({trial.scores[trial.best_member]:.1%} of {len(dev)})")
-        fitted = {name: topology.fit(trial) for name, topology in chosen.items()}
-        best = self._best(fitted, trial)
-        arms = [Arm(agent.name, "member", load_topology("single", {"member": agent.name})) for agent in self.team]
-        if best:
-            watch.note(f"best topology on dev: {best} ({trial.accuracy(fitted[best])[0]:.1%})")
-            arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
-        arms += [Arm(name, "topology", topology) for name, topology in fitted.items()]
+        test = self.test  # a mistake in it is said before anything runs
+        trial, arms, best = self.choose(self._executor(hosts, memory, watch), watch)
         folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
         self._test(arms, test, trial.team, folder, hosts, memory, watch)
         self._oracle([arm.name for arm in arms if arm.kind == "member"], test, folder)
@@ -116,7 +118,20 @@ class Evaluation:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def _executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Callable[[Sequence[Job]], list[Result]]:
+    def choose(self, execute: Execute, watch: Watcher) -> tuple[DevTrial, list[Arm], str | None]:
+        """All that happens on dev: the trial, every arm but the oracle, fitted, and the name of the best topology."""
+        chosen = self.prepare()
+        trial = DevTrial(self.team, self.dev, self.suite.scorer, execute)
+        watch.note(f"best member on dev: {trial.best_member} ({trial.scores[trial.best_member]:.1%} of {len(self.dev)})")
+        fitted = {name: topology.fit(trial) for name, topology in chosen.items()}
+        best = self._best(fitted, trial)
+        arms = [Arm(agent.name, "member", load_topology("single", {"member": agent.name})) for agent in self.team]
+        if best:
+            watch.note(f"best topology on dev: {best} ({trial.accuracy(fitted[best])[0]:.1%})")
+            arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
+        return trial, arms + [Arm(name, "topology", topology) for name, topology in fitted.items()], best
+
+    def _executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Execute:
         def execute(jobs: Sequence[Job]) -> list[Result]:
             results: dict[int, Result] = {}
             place = {id(job): i for i, job in enumerate(jobs)}
@@ -150,9 +165,14 @@ class Evaluation:
                         else:
                             yield Job(arm.name, arm.topology, task, team, repeat, traced=task.id in early and repeat == 0)
 
+        told: set[str] = set()
+
         def done(result: Result) -> None:
             self._keep(result, folder)
             watch.advance(1)
+            if result.error and result.job.arm not in told:  # the first of an arm at once, as it may be what all will say
+                told.add(result.job.arm)
+                watch.note(f"{result.job.arm} failed on {result.job.task.id}: {result.error}")
 
         for start in range(0, len(tasks), SLICE):
             run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed)

@@ -96,6 +96,7 @@ class Scene:
         try:
             with self:
                 await self.fabric.transfer(message.node, node, nbytes, book=self.ledger.book_hop)
+            move.task = None  # its context knows the scene, and the scene its moves: a circle that only a collection would break
         except Exception as error:
             del self._moves[message.id, node, message._said]
             for waiter in move.waiters:
