@@ -1,4 +1,4 @@
-"""YAML files into typed models, and every mistake in them into one line: file, line, key, what was expected.
+"""The user's files: YAML into typed models, Python into modules, and every mistake in them into one line: file, line, key, what was expected.
 
 Scalars are read by the YAML 1.2 core schema, not PyYAML's 1.1: `no` and `12:30` and `2024-01-01` are text, `1e-3` is a number, `010` is ten.
 A key given twice is refused, where PyYAML silently keeps the last one.
@@ -7,9 +7,13 @@ A key given twice is refused, where PyYAML silently keeps the last one.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
+import sys
+import traceback
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
@@ -229,3 +233,25 @@ def _models_at(kind: Any, loc: Loc) -> list[type[BaseModel]]:
     if isinstance(origin, type) and issubclass(origin, Iterable):  # a list, a tuple, a dict: its index or key is one part
         return [found for inner in get_args(kind) for found in _models_at(inner, loc[1:])] if loc else []
     return [found for inner in get_args(kind) for found in _models_at(inner, loc)]
+
+
+def load_python(path: Path, name: str) -> ModuleType:
+    """Run a Python file, which is the user's own code, as the module `name`. Raises ConfigError with the line where it fails.
+
+    The module is in `sys.modules` from then on, as what it defines can be pickled or described only so.
+    """
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError("no such file", file=path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            raise ConfigError(f"not valid Python: {error.msg}", file=path, line=error.lineno) from None
+        if not isinstance(error, Exception):
+            raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        raise ConfigError(f"{type(error).__name__}: {error}", file=path, line=lines[-1] if lines else None) from error
+    return module

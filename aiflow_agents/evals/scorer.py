@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from aiflow_agents.config import load_python
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
 from aiflow_agents.runtime.task import Task
 
@@ -40,14 +40,7 @@ def load_scorer(name: str, folder: Path) -> Scorer:
     if not name.endswith(".py"):
         raise UnknownName("scorer", name, [*SCORERS, "scorer.py"])
     file = folder / name
-    spec = importlib.util.spec_from_file_location(f"aiflow_scorer_{folder.name.replace('-', '_')}", file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise ConfigError("no such file", file=file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ConfigError(f"not valid Python: {error.msg}", file=file, line=error.lineno) from None
+    module = load_python(file, f"aiflow_scorer_{folder.name.replace('-', '_')}")
     if not callable(getattr(module, "score", None)):
         raise ConfigError("expected a function `score(answer: str, task: Task) -> float`", file=file)
     return _watched(module.score, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aiflow_agents import catalog
+from aiflow_agents.config import load_python
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
 from aiflow_agents.topology.base import Topology
 
@@ -18,21 +18,7 @@ from aiflow_agents.topology.base import Topology
 def load_class(path: Path) -> type[Topology]:
     """The topology that a file defines: the last subclass of `Topology` written in it. Runs the file, which is the user's own code."""
     name = f"aiflow_topology_{path.stem.replace('-', '_')}_{abs(hash((path, path.stat().st_mtime_ns))):x}"  # an edited file is read anew
-    if name in sys.modules:
-        module = sys.modules[name]
-    else:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except SyntaxError as error:
-            del sys.modules[name]
-            raise ConfigError(f"not valid Python: {error.msg}", file=path, line=error.lineno) from None
-        except BaseException:
-            del sys.modules[name]
-            raise
+    module = sys.modules.get(name) or load_python(path, name)
     found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Topology) and value.__module__ == name]
     if not found:
         raise ConfigError("defines no Topology: expected `class Name(Topology)`", file=path)

@@ -37,7 +37,7 @@ def test_a_suites_own_scorer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [("def score(answer, task):\n    return (\n", r"scorer\.py:2: not valid Python"), ("def mark(a, t): return 1\n", "expected a function `score"),
-     ("score = 1\n", "expected a function `score")],
+     ("score = 1\n", "expected a function `score"), ("\nimport nothing_here\n", r"scorer\.py:2: ModuleNotFoundError: No module named 'nothing_here'")],
 )  # fmt: skip
 def test_a_scorer_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):

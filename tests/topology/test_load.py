@@ -79,7 +79,7 @@ def test_files_that_define_nothing_or_cannot_be_read(here: Path) -> None:
         load_topology("./torn.py")
     (here / "broken.py").write_text("import json\n1 / 0\n")
     for _ in range(2):  # and it is not half-remembered
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ConfigError, match=r"broken.py:2: ZeroDivisionError: division by zero"):
             load_topology("./broken.py")
 
 

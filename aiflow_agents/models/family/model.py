@@ -109,7 +109,7 @@ class FamilyModel:
         if not prompt:
             return CallError("refused", f"{self.info.name}: the conversation is empty")
         if len(prompt) >= self.info.max_context:
-            return CallError("too-long", f"{self.info.name}: the prompt has {len(prompt)} tokens, its context is {self.info.max_context}")
+            return CallError("too-long", f"the prompt has {len(prompt)} tokens, its context is {self.info.max_context}")
         return prompt
 
     def _stopper(self, stop: tuple[str, ...]) -> Stop | None:
