@@ -29,7 +29,7 @@ COMMANDS = {
     "run": ("aiflow_agents.cli.run:run", "Ask a team one question and watch it talk."),
     "eval": ("aiflow_agents.cli.evaluate:evaluate", "Is the team better than its best member, and at what cost?"),
     "train": ("aiflow_agents.cli.train:train", "Train a model from a recipe."),
-    "bench": ("aiflow_agents.cli.bench:bench", "Measure our engine beside transformers, and what an evaluation adds to its models."),
+    "bench": ("aiflow_agents.cli.bench:bench", "How fast is the engine, and what does an evaluation cost besides?"),
     "doctor": ("aiflow_agents.cli.doctor:doctor", "Check this installation."),
 }
 

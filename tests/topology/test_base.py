@@ -115,6 +115,7 @@ def test_its_parameters_are_plain_data_that_give_it_back(name: str, team: Any, t
 @pytest.mark.parametrize("people", [entry.name for entry in catalog.entries("team") if entry.origin == "library" or entry.origin == "here"])
 def test_it_can_be_run_by_the_shipped_teams(name: str, people: str) -> None:
     team = Team.load(people)
-    if load_topology(name).needs.roles and team.role("server") is None:
-        pytest.skip("has no server")
+    needs = load_topology(name).needs
+    if needs.roles and team.role("server") is None or needs.members > len(team):
+        pytest.skip("has no server, or is too small")
     load_topology(name).check(team)
