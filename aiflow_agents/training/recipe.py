@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from aiflow_agents.skills.questions import SKILLS
 
@@ -74,7 +74,11 @@ class Phase(Strict):
 
 
 class Recipe(Strict):
-    """What to train, on what, for how long."""
+    """What to train, on what, for how long.
+
+    With `exits` it is a family: exit e runs the first e layers, then a block of its own; the last, layers - 1, is the whole model. Each exit has the
+    weight of its loss.
+    """
 
     name: Name
     description: str
@@ -85,6 +89,13 @@ class Recipe(Strict):
     skills: Skills
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     max_length: Positive = 256
+    exits: dict[NonNegativeInt, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _exits_fit(self) -> Recipe:
+        if self.exits and max(self.exits) != self.size.layers - 1:
+            raise ValueError(f"the last exit is that of the whole model: expected {self.size.layers - 1} among exits, found {sorted(self.exits)}")
+        return self
 
     @field_validator("phases")
     @classmethod

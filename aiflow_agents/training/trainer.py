@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.training import tokenizer
+from aiflow_agents.training.branches import add_branches, exit_states
 from aiflow_agents.training.corpus import Batch, Heard, chunk
 from aiflow_agents.training.muon import Muon
 from aiflow_agents.training.recipe import Phase, Recipe
@@ -54,14 +55,21 @@ def build(recipe: Recipe) -> torch.nn.Module:
         pad_token_id=tokenizer.PAD,
     )
     torch.manual_seed(recipe.seed)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if recipe.exits:
+        add_branches(model, sorted(recipe.exits))
+    return model
 
 
-def loss_of(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the answer tokens; the head runs only where a loss is taken."""
-    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state  # [rows, longest, width]
+def loss_of(model: Any, batch: Batch, exits: Mapping[int, float] | None = None) -> torch.Tensor:
+    """Mean cross-entropy over the answer tokens; the head runs only where a loss is taken. With `exits`, their mean by weight."""
     where = batch.targets >= 0
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[where]), batch.targets[where])
+    if not exits:
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state  # [rows, longest, width]
+        return torch.nn.functional.cross_entropy(model.lm_head(hidden[where]), batch.targets[where])
+    states = exit_states(model, batch.ids, sorted(exits))
+    losses = [w * torch.nn.functional.cross_entropy(model.lm_head(states[e][where]), batch.targets[where]) for e, w in exits.items()]
+    return torch.stack(losses).sum() / sum(exits.values())
 
 
 def _phase(saved: Any) -> Phase | None:
@@ -134,7 +142,7 @@ class Trainer:
                 old.unlink(missing_ok=True)
 
     def _recipe(self) -> dict[str, Any]:
-        return self.recipe.model_dump(mode="json", exclude={"phases", "description"})
+        return self.recipe.model_dump(mode="json", exclude={"phases", "description"} | (set() if self.recipe.exits else {"exits"}))
 
     def _phases(self) -> list[dict[str, Any]]:
         return [phase.model_dump(mode="json") for phase in self.phases]
@@ -220,7 +228,7 @@ class Trainer:
         scale = max(warm, 0.02) * (0.02 + 0.98 * 0.5 * (1 + cos(pi * min(done, 1.0))))
         self.optimizers["muon"].param_groups[0]["lr"] = phase.lr * scale
         self.optimizers["adamw"].param_groups[0]["lr"] = phase.lr * scale * 0.25
-        loss = loss_of(self.model, Batch(batch.ids.to(self.device), batch.targets.to(self.device), batch.tokens))
+        loss = loss_of(self.model, Batch(batch.ids.to(self.device), batch.targets.to(self.device), batch.tokens), self.recipe.exits)
         loss.backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -234,6 +242,8 @@ class Trainer:
         from transformers import AutoModelForCausalLM
 
         copy: Any = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.bfloat16)
+        if self.recipe.exits:
+            add_branches(copy, sorted(self.recipe.exits))
         copy.load_state_dict(self.model.state_dict(), strict=False)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder) as written:

@@ -1,0 +1,41 @@
+"""Branches for training: exits on a transformers model, each with a block and a norm of its own, all sharing the embedding, the first layers and the head.
+
+    embed - layer 0 .. layer e-1 -+- layer e .. layer n-1 - norm - head      the last exit, n-1
+                                  +- own block - own norm - head             exit e
+
+Names are those of the released Ruyi checkpoints (`model.eelayers.i`, `model.norms.i`), which put a norm at the last exit too; here that is `model.norm`,
+so that a family's folder is also a plain checkpoint of its backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def add_branches(model: Any, exits: Sequence[int]) -> None:
+    """Give a transformers model the exits (the last one is its own), in place. A new block begins as a copy of the layer it stands beside."""
+    inner, branches = model.model, list(exits[:-1])
+    inner.eelayers = torch.nn.ModuleList(copy.deepcopy(inner.layers[e]) for e in branches)
+    inner.norms = torch.nn.ModuleList(copy.deepcopy(inner.norm) for _ in branches)
+    model.config.early_exit_points = list(exits)
+    model.config.shared_heads = True
+
+
+def exit_states(model: Any, ids: Tensor, exits: Sequence[int]) -> dict[int, Tensor]:
+    """What the head reads at each exit: ids [rows, positions] -> exit: [rows, positions, width], causal, nothing padded on the left."""
+    inner = model.model
+    hidden = inner.embed_tokens(ids)
+    turns = inner.rotary_emb(hidden, torch.arange(ids.shape[1], device=ids.device)[None])
+    found = {}
+    for i, layer in enumerate(inner.layers):
+        if i in exits[:-1]:
+            branch = exits.index(i)
+            found[i] = inner.norms[branch](inner.eelayers[branch](hidden, position_embeddings=turns))
+        hidden = layer(hidden, position_embeddings=turns)
+    found[exits[-1]] = inner.norm(hidden)
+    return found
