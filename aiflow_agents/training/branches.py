@@ -1,10 +1,10 @@
-"""Branches for training: exits on a transformers model, each with a block and a norm of its own, all sharing the embedding, the first layers and the head.
+"""Branches for training: exits on a transformers model, each with a block and a norm of its own.
 
     embed - layer 0 .. layer e-1 -+- layer e .. layer n-1 - norm - head      the last exit, n-1
                                   +- own block - own norm - head             exit e
 
-Names are those of the released Ruyi checkpoints (`model.eelayers.i`, `model.norms.i`), which put a norm at the last exit too; here that is `model.norm`,
-so that a family's folder is also a plain checkpoint of its backbone.
+All share the embedding, the first layers and the head. Names are those of the released Ruyi checkpoints (`model.eelayers.i`, `model.norms.i`), which
+put a norm at the last exit too; here that is `model.norm`, so that a family's folder is also a plain checkpoint of its backbone.
 """
 
 from __future__ import annotations

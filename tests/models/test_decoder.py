@@ -89,13 +89,13 @@ def test_layers_can_be_run_in_pieces_from_a_hidden_state(make_checkpoint):
     folder, _ = make_checkpoint("llama", num_hidden_layers=3)
     decoder, tokens = Decoder.load(folder), torch.randint(0, 64, (2, 12))
     with torch.inference_mode():
-        cache, span = Cache.new(decoder.config, 2, 12, torch.float32), decoder.prompt_span(0, 12)
-        hidden = decoder.layers(decoder.embed(tokens), cache, span, 0, 2)
+        cache, span = Cache.new(decoder.config, 2, 12, torch.float32, range(3)), decoder.prompt_span(0, 12)
+        hidden = decoder.run(decoder.embed(tokens), cache, span, [0, 1])
         kept = hidden.clone()
-        elsewhere = Cache.new(decoder.config, 2, 12, torch.float32)
-        whole = decoder.head(decoder.layers(hidden, elsewhere, span, 2))
+        elsewhere = Cache.new(decoder.config, 2, 12, torch.float32, range(3))
+        whole = decoder.head(decoder.run(hidden, elsewhere, span, [2]))
         ends = torch.tensor([11, 4])
-        last = decoder.head(decoder.layers(hidden, elsewhere, span, 2, last=ends))
+        last = decoder.head(decoder.run(hidden, elsewhere, span, [2], last=ends))
     assert torch.equal(hidden, kept), "a hidden state that was handed over must not change afterwards"
     assert torch.equal(whole, decoder.logits(tokens))
     torch.testing.assert_close(last[:, 0], whole[[0, 1], ends], rtol=1e-4, atol=1e-4)

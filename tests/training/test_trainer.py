@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aiflow_agents.errors import UserError
+from aiflow_agents.models.family import Family
 from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training import corpus
 from aiflow_agents.training import trainer as module
+from aiflow_agents.training.branches import exit_states
 from aiflow_agents.training.corpus import Heard
 from aiflow_agents.training.recipe import Recipe
 from aiflow_agents.training.tokenizer import prompt_ids
@@ -249,3 +251,35 @@ def test_state_is_plain_json(straight: Trainer) -> None:
     state = json.loads((straight.checkpoint / "state.json").read_text())
     assert state["total_tokens"] == straight.state["total_tokens"] > 9600
     assert "phases" not in state["recipe"]
+
+
+def test_a_family_is_trained_at_every_exit_resumed_and_exported(tiny: Recipe, tmp_path: Path) -> None:
+    """Every exit's loss falls, a kill changes nothing, and the exported family computes what was trained."""
+    phase = {"kind": "answer", "tokens": 24_000, "lr": 0.02, "batch": 32}
+    shape = {"name": "fam", "size": tiny.size.model_dump() | {"layers": 3}, "exits": {0: 0.5, 2: 1.0}, "phases": [phase]}
+    recipe = Recipe.model_validate(tiny.model_dump() | shape)
+    batch = next(corpus.chunk(recipe.skills, 99, 0, 64))
+
+    def losses(trainer: Trainer) -> list[float]:
+        where, states = batch.targets >= 0, exit_states(trainer.model, batch.ids, (0, 2))
+        with torch.no_grad():
+            return [float(torch.nn.functional.cross_entropy(trainer.model.lm_head(states[e][where]), batch.targets[where])) for e in (0, 2)]
+
+    fresh = losses(Trainer(recipe, tmp_path / "fresh"))
+    whole, killed = Trainer(recipe, tmp_path / "whole"), Trainer(recipe, tmp_path / "killed")
+    whole.run()
+    with pytest.raises(Killed):
+        killed.run(progress=killing(3, []), checkpoint_s=-1)
+    killed = Trainer(recipe, tmp_path / "killed")
+    assert killed.resume() and killed.state["chunk"] > 0
+    killed.run()
+    assert same(whole, killed)
+    assert all(after < 0.8 * before for after, before in zip(losses(whole), fresh, strict=True))
+
+    whole.export(tmp_path / "out")
+    family, ids = Family.load(tmp_path / "out"), batch.ids[:4]
+    states = exit_states(whole.model, ids, (0, 2))
+    assert family.exits == (0, 2)
+    for e in family.exits:
+        ours, trained = family.logits(ids, exit=e), whole.model.lm_head(states[e]).detach()
+        assert (ours - trained).abs().max() < 0.05 * trained.abs().max()  # weights were rounded to bfloat16 once

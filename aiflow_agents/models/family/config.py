@@ -12,12 +12,17 @@ from aiflow_agents.errors import ConfigError, UserError
 from aiflow_agents.models.protocol import Shape
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
+RUYI = {"ruyi_qwen2": "qwen2", "ruyi_qwen3": "qwen3"}  # the released familial checkpoints: the plain architecture, and exits
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The part of `config.json` that decides what is computed."""
+    """The part of `config.json` that decides what is computed.
+
+    `exits`, ascending, end with `layers - 1`: exit e runs the first e layers and then one block, its own, or the last layer at the last exit. A plain
+    checkpoint has that one alone. With `own_heads` each exit has an output projection of its own.
+    """
 
     model_type: str
     vocab: int
@@ -35,6 +40,8 @@ class DecoderConfig:
     qk_norm: bool
     max_context: int
     rope: tuple[tuple[str, Any], ...]
+    exits: tuple[int, ...] = ()
+    own_heads: bool = False
 
     @classmethod
     def read(cls, folder: str | Path) -> DecoderConfig:
@@ -47,7 +54,7 @@ class DecoderConfig:
         except json.JSONDecodeError as error:
             raise ConfigError(f"not JSON: {error.msg}", file=file, line=error.lineno) from None
         _refuse_unsupported(raw, file)
-        kind = raw["model_type"]
+        kind = RUYI.get(raw["model_type"], raw["model_type"])
         try:
             width, heads = raw["hidden_size"], raw["num_attention_heads"]
             bias = bool(raw.get("attention_bias", False))
@@ -69,6 +76,8 @@ class DecoderConfig:
                 qk_norm=kind == "qwen3",
                 max_context=raw.get("max_position_embeddings", 2048),
                 rope=tuple(sorted(_rope_settings(raw, file).items())),
+                exits=_exits(raw, file),
+                own_heads="early_exit_points" in raw and not raw.get("shared_heads", False),
             )
         except KeyError as missing:
             raise ConfigError("is missing", file=file, key=str(missing.args[0])) from None
@@ -78,22 +87,34 @@ class DecoderConfig:
         """Query heads that share one key/value head."""
         return self.heads // self.kv_heads
 
-    def shape(self, dtype_bytes: int = 4) -> Shape:
-        """Sizes and parameter counts for the cost model. The last norm is counted with the blocks."""
+    def path(self, exit: int | None = None) -> tuple[int, ...]:
+        """The blocks that an exit runs, in order (None: the last exit). Blocks 0..layers-1 are the backbone, those behind are the branches' own.
+
+        Raises `UserError` for an exit that is not there.
+        """
+        if exit is None or exit == self.exits[-1]:
+            return tuple(range(self.layers))
+        if exit not in self.exits:
+            raise UserError(f"no exit {exit}; this model has {', '.join(map(str, self.exits))}")
+        return (*range(exit), self.layers + self.exits.index(exit))
+
+    def shape(self, dtype_bytes: int = 4, exit: int | None = None) -> Shape:
+        """Sizes and parameter counts of one exit for the cost model. The last norm is counted with the blocks."""
+        layers = len(self.path(exit))
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         block = self.width * (q + 2 * kv) + q * self.width + 3 * self.width * self.inner + 2 * self.width
         block += self.qkv_bias * (q + 2 * kv) + self.out_bias * self.width + self.mlp_bias * (2 * self.inner + self.width)
         block += self.qk_norm * 2 * self.head_dim
         return Shape(
-            layers=self.layers, width=self.width, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim,
-            block_params=self.layers * block + self.width, head_params=self.vocab * self.width, vocab=self.vocab, dtype_bytes=dtype_bytes,
+            layers=layers, width=self.width, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim,
+            block_params=layers * block + self.width, head_params=self.vocab * self.width, vocab=self.vocab, dtype_bytes=dtype_bytes,
         )  # fmt: skip
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], file: Path) -> None:
     kind = raw.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise ConfigError(f"'{kind}' is not supported; known: {', '.join(MODEL_TYPES)}", file=file, key="model_type")
+    if kind not in (*MODEL_TYPES, *RUYI):
+        raise ConfigError(f"'{kind}' is not supported; known: {', '.join((*MODEL_TYPES, *RUYI))}", file=file, key="model_type")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"'{raw['hidden_act']}' is not supported; expected 'silu'", file=file, key="hidden_act")
     if raw.get("quantization_config"):
@@ -102,6 +123,14 @@ def _refuse_unsupported(raw: Mapping[str, Any], file: Path) -> None:
     kinds = raw.get("layer_types") or (["sliding_attention"] if windowed and raw.get("max_window_layers", 28) < layers else [])
     for other in sorted(set(kinds) - {"full_attention"}):
         raise ConfigError(f"'{other}' layers are not supported; only full attention is", file=file, key="layer_types")
+
+
+def _exits(raw: Mapping[str, Any], file: Path) -> tuple[int, ...]:
+    last = raw["num_hidden_layers"] - 1
+    exits = raw.get("early_exit_points") or [last]
+    if not all(isinstance(e, int) for e in exits) or list(exits) != sorted({*exits}) or exits[0] < 0 or exits[-1] != last:
+        raise ConfigError(f"expected ascending layer numbers up to {last}, found {exits}", file=file, key="early_exit_points")
+    return tuple(exits)
 
 
 def _rope_settings(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:

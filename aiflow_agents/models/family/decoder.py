@@ -1,18 +1,19 @@
 """One decoder for Llama, Qwen2 and Qwen3 checkpoints in the Hugging Face layout: plain functions over tensors, inference only.
 
-    tokens --embed--> hidden --layers[a:b]--> hidden --head--> logits
+    tokens --embed--> hidden --run(blocks)--> hidden --head(exit)--> logits
                                    |
-                                 cache (one pair of tensors per layer)
+                                 cache (one pair of tensors per block)
 
-The three steps stand apart, so a caller can stop after any layer, keep the hidden state, and go on elsewhere. Weights are held ready for speed:
-matrices transposed, q/k/v in one and gate/up in one, the gain of each block norm multiplied into the matrix behind it, and the two halves
-of every rotated head interleaved, so that turning a head is one complex product (Su et al., arXiv:2104.09864).
+The three steps stand apart, so a caller can stop after any block, keep the hidden state, and go on elsewhere. The blocks of a model's branches
+stand behind those of its backbone, each with a slot of its own in the cache, so that no exit ever overwrites what another one reads. Weights are
+held ready for speed: matrices transposed, q/k/v in one and gate/up in one, the gain of each block norm multiplied into the matrix behind it, and the
+two halves of every rotated head interleaved, so that turning a head is one complex product (Su et al., arXiv:2104.09864).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,24 +92,24 @@ class Span(NamedTuple):
 
 
 class Cache:
-    """Keys and values of a batch, one tensor of each per layer: k [rows * kv_heads, head_dim, columns], v [rows * kv_heads, columns, head_dim].
+    """Keys and values of a batch, one tensor of each per block: k [rows * kv_heads, head_dim, columns], v [rows * kv_heads, columns, head_dim].
 
     Zeroed at the start: a masked column is multiplied by 0, and must not hold a NaN.
     """
 
-    def __init__(self, k: list[Tensor], v: list[Tensor], kv_heads: int):
+    def __init__(self, k: dict[int, Tensor], v: dict[int, Tensor], kv_heads: int):
         self.k, self.v, self.kv_heads = k, v, kv_heads
 
     @classmethod
-    def new(cls, config: DecoderConfig, rows: int, columns: int, dtype: torch.dtype) -> Cache:
+    def new(cls, config: DecoderConfig, rows: int, columns: int, dtype: torch.dtype, blocks: Sequence[int]) -> Cache:
         n, dim = rows * config.kv_heads, config.head_dim
-        k = [torch.zeros(n, dim, columns, dtype=dtype) for _ in range(config.layers)]
-        return cls(k, [torch.zeros(n, columns, dim, dtype=dtype) for _ in range(config.layers)], config.kv_heads)
+        k = {i: torch.zeros(n, dim, columns, dtype=dtype) for i in blocks}
+        return cls(k, {i: torch.zeros(n, columns, dim, dtype=dtype) for i in blocks}, config.kv_heads)
 
     def rows(self, start: int, stop: int) -> Cache:
         """A view of some rows: what is written there is written here."""
         part = slice(start * self.kv_heads, stop * self.kv_heads)
-        return Cache([k[part] for k in self.k], [v[part] for v in self.v], self.kv_heads)
+        return Cache({i: k[part] for i, k in self.k.items()}, {i: v[part] for i, v in self.v.items()}, self.kv_heads)
 
     def take(self, index: Tensor) -> Cache:
         """A copy that holds these rows, in this order; a row may be taken many times."""
@@ -116,14 +117,14 @@ class Cache:
         def pick(tensor: Tensor) -> Tensor:
             return tensor.unflatten(0, (-1, self.kv_heads)).index_select(0, index).flatten(0, 1)
 
-        return Cache([pick(k) for k in self.k], [pick(v) for v in self.v], self.kv_heads)
+        return Cache({i: pick(k) for i, k in self.k.items()}, {i: pick(v) for i, v in self.v.items()}, self.kv_heads)
 
 
 class Decoder:
-    """A loaded checkpoint. Every method is a function of its arguments and the weights."""
+    """A loaded checkpoint. Every method is a function of its arguments and the weights: which exit is meant is said with each call."""
 
-    def __init__(self, config: DecoderConfig, embedding: Tensor, layers: list[Layer], gain: Tensor, head: Tensor):
-        self.config, self.embedding, self.blocks, self.gain, self.head_weight = config, embedding, layers, gain, head
+    def __init__(self, config: DecoderConfig, embedding: Tensor, blocks: list[Layer], ends: Mapping[int, tuple[Tensor, Tensor]]):
+        self.config, self.embedding, self.blocks, self.ends = config, embedding, blocks, ends  # ends: exit -> (gain of its norm, head)
         self.dtype = embedding.dtype
         self._speed, self._scale = rope_frequencies(config)
         self._floor = torch.tensor(math.sqrt(config.width * config.norm_eps))
@@ -137,13 +138,19 @@ class Decoder:
         """
         config = DecoderConfig.read(path)
         with ExitStack() as stack:
-            take = _Reader(path, stack).take
+            reader = _Reader(path, stack)
+            take = reader.take
             width, vocab = config.width, config.vocab
             embedding = take("model.embed_tokens.weight", vocab, width).to(dtype)
-            layers = [_load_layer(config, take, i, dtype) for i in range(config.layers)]
-            gain = take("model.norm.weight", width).float() * math.sqrt(width)
-            head = embedding if config.tied else take("lm_head.weight", vocab, width).to(dtype)
-        return cls(config, embedding, layers, gain, head)
+            names = [f"model.layers.{i}." for i in range(config.layers)] + [f"model.eelayers.{i}." for i in range(len(config.exits) - 1)]
+            blocks = [_load_layer(config, take, name, dtype) for name in names]
+            shared = None if config.own_heads else embedding if config.tied else take("lm_head.weight", vocab, width).to(dtype)
+            ends = {}
+            for i, e in enumerate(config.exits):
+                norm = "model.norm.weight" if e == config.exits[-1] and "model.norm.weight" in reader.files else f"model.norms.{i}.weight"
+                head = take(f"lm_head.{i}.weight", vocab, width).to(dtype) if shared is None else shared
+                ends[e] = take(norm, width).float() * math.sqrt(width), head
+        return cls(config, embedding, blocks, ends)
 
     def turns(self, positions: Tensor) -> Tensor:
         """How far heads turn at these positions: complex [..., head_dim / 2], of length `attention_factor` (1 but for YaRN)."""
@@ -159,33 +166,37 @@ class Decoder:
         """tokens [rows, positions] -> hidden [rows, positions, width]."""
         return torch.nn.functional.embedding(tokens, self.embedding)
 
-    def layers(self, hidden: Tensor, cache: Cache, span: Span, start: int = 0, stop: int | None = None, last: Tensor | None = None) -> Tensor:
-        """Run blocks start..stop over hidden [rows, positions, width], writing keys and values to the cache.
+    def run(self, hidden: Tensor, cache: Cache, span: Span, blocks: Sequence[int], last: Tensor | None = None) -> Tensor:
+        """Run these blocks over hidden [rows, positions, width], writing keys and values to the cache.
 
-        `last` [rows] names the one position of each row that is wanted after block stop-1, and the result is [rows, 1, width]: that block's
+        `last` [rows] names the one position of each row that is wanted after the last of them, and the result is [rows, 1, width]: that block's
         other positions need only their keys and values.
         """
-        stop = self.config.layers if stop is None else stop
-        for i in range(start, stop):
-            hidden = self._block(i, hidden, cache, span, last if i == stop - 1 else None)
+        for i in blocks:
+            hidden = self._block(i, hidden, cache, span, last if i == blocks[-1] else None)
         return hidden
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """hidden [..., width] -> logits [..., vocab] in float32."""
-        normed = (_unit(hidden, self._floor) * self.gain).to(self.dtype)
-        return torch.nn.functional.linear(normed, self.head_weight).float()
+    def head(self, hidden: Tensor, exit: int | None = None) -> Tensor:
+        """hidden [..., width] after an exit's block (None: the last) -> logits [..., vocab] in float32."""
+        gain, head = self.ends[self.config.exits[-1] if exit is None else exit]
+        normed = (_unit(hidden, self._floor) * gain).to(self.dtype)
+        return torch.nn.functional.linear(normed, head).float()
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """The whole model over full sequences: tokens [rows, positions] -> logits [rows, positions, vocab]."""
+    def over(self, hidden: Tensor, blocks: Sequence[int]) -> Tensor:
+        """These blocks over whole sequences, without a cache to go on from: hidden [rows, positions, width] -> the same shape."""
+        rows, positions, _ = hidden.shape
+        cache = Cache.new(self.config, rows, positions, self.dtype, blocks)
+        return self.run(hidden, cache, self.prompt_span(0, positions), blocks)
+
+    def logits(self, tokens: Tensor, exit: int | None = None) -> Tensor:
+        """One exit over full sequences: tokens [rows, positions] -> logits [rows, positions, vocab]."""
         with torch.inference_mode():
-            rows, positions = tokens.shape
-            cache = Cache.new(self.config, rows, positions, self.dtype)
-            return self.head(self.layers(self.embed(tokens), cache, self.prompt_span(0, positions)))
+            return self.head(self.over(self.embed(tokens), self.config.path(exit)), exit)
 
     def _block(self, i: int, hidden: Tensor, cache: Cache, span: Span, last: Tensor | None) -> Tensor:
         c, layer = self.config, self.blocks[i]
         rows, positions, width = hidden.shape
-        x = hidden.view(-1, width)  # [rows * positions, width]
+        x = hidden.reshape(-1, width)  # [rows * positions, width]
 
         # 1. queries, keys and values by key/value head; queries and key are turned together
         qkv = _project(_unit(x, self._floor).to(self.dtype), layer.qkv, layer.qkv_bias).view(rows, positions, c.kv_heads, c.group + 2, c.head_dim)
@@ -232,8 +243,9 @@ def _add_projected(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | N
     return total if bias is None else total.add_(bias)
 
 
-def _load_layer(c: DecoderConfig, take: Any, i: int, dtype: torch.dtype) -> Layer:
-    base, attention, mlp = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+def _load_layer(c: DecoderConfig, take: Any, base: str, dtype: torch.dtype) -> Layer:
+    """The block whose weights' names begin with `base`."""
+    attention, mlp = f"{base}self_attn.", f"{base}mlp."
     q, kv, dim = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.head_dim
     # Turned pairs (j, j + dim/2) become neighbours (2j, 2j+1): a dot product does not mind, and a pair is then a complex number.
     pairs = torch.stack((torch.arange(dim // 2), torch.arange(dim // 2) + dim // 2), 1).flatten()

@@ -6,7 +6,7 @@ The cache of a batch has the prompts in columns [0, prompt_columns) and the gene
 Columns that a row does not use are masked and hold finite numbers, so padding is never read.
 
 **Rows do not know each other** (`stable=True`). A matrix product may add in another order when it has other sizes, so the sizes that a row can
-feel are kept from depending on the batch: never fewer than 16 rows in a product; columns in whole steps of 8, so that a row's own columns stay
+feel are kept from depending on the batch: never fewer than 16 rows in a product; columns in whole steps of 16, so that a row's own columns stay
 in the same lanes and only zeros come between; and rows whose products would be long enough to be added in blocks are batched only with rows of
 as many columns. `tests/models/test_engine.py` holds this to be bit-exact in float32.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from aiflow_agents.models.family.decoder import Cache, Decoder, Span
 
 MIN_ROWS = 16
-STEP = 8  # columns come in multiples of this
+STEP = 16  # columns come in multiples of this: the lanes of the widest vector units (AVX-512), in which softmax adds
 SHORT_PROMPT, SHORT_ANSWER = 128, 64  # up to 192 columns are added in one block (MKL)
 SMALL_PRODUCT = 400  # below so many multiplications torch takes another path
 MAX_ROWS = 256  # rows that run together
@@ -78,8 +78,9 @@ class Engine:
         top_p: Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         stops: Sequence[Stop | None] | None = None,
+        exit: int | None = None,
     ) -> list[Generated]:
-        """Answer every prompt; all sequences have one entry per prompt.
+        """Answer every prompt at one exit (None: the last); all sequences have one entry per prompt.
 
         A row ends at an end token, when `stops[i](tokens so far)` says so, after `max_tokens[i]`, or at the end of the model's context.
         Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only.
@@ -94,7 +95,7 @@ class Engine:
             rows.append(_Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i]))
         with torch.inference_mode():
             for batch in self._batches([row for row in rows if row.room > 0]):
-                self._run(batch)
+                self._run(batch, exit)
         return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length") for row in rows]
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
@@ -116,8 +117,8 @@ class Engine:
             yield rows[:count]
             rows = rows[count:]
 
-    def _run(self, rows: list[_Row]) -> None:
-        decoder, step = self.decoder, self._step
+    def _run(self, rows: list[_Row], exit: int | None) -> None:
+        decoder, step, path = self.decoder, self._step, self.decoder.config.path(exit)
         prompts = list(dict.fromkeys(row.prompt for row in rows))  # still sorted by length
         longest = max(len(prompt) for prompt in prompts)
         short = longest <= SHORT_PROMPT and max(row.room for row in rows) <= SHORT_ANSWER
@@ -126,8 +127,8 @@ class Engine:
         columns = prompt_columns + _up(max(row.room for row in rows), step)
 
         # 1. every prompt once -> cache [prompts, ...], last [prompts, width]
-        cache = Cache.new(decoder.config, len(prompts), columns, decoder.dtype)
-        last = self._prefill(prompts, cache, 0 if short else prompt_columns)
+        cache = Cache.new(decoder.config, len(prompts), columns, decoder.dtype, path)
+        last = self._prefill(prompts, cache, 0 if short else prompt_columns, path)
 
         # 2. a row per request; rows beyond the requests are copies that fill the batch up
         place = {prompt: i for i, prompt in enumerate(prompts)}
@@ -140,7 +141,7 @@ class Engine:
 
         # 3. one token for every row and step
         for t in range(max(row.room for row in rows)):
-            logits = decoder.head(last)  # [rows, vocab]
+            logits = decoder.head(last, exit)  # [rows, vocab]
             tokens = state.draw(logits, t)
             if not self._record(state, tokens, logits, t):
                 return
@@ -149,9 +150,9 @@ class Engine:
             state.mask[:, :, first] = 0.0
             end = prompt_columns + _up(t + 1, step)
             span = Span(first, end, decoder.turns(state.lengths + t)[:, None, None, None], state.mask[:, :, :end])
-            last = decoder.layers(decoder.embed(tokens[:, None]), cache, span)[:, 0]
+            last = decoder.run(decoder.embed(tokens[:, None]), cache, span, path)[:, 0]
 
-    def _prefill(self, prompts: list[tuple[int, ...]], cache: Cache, columns: int) -> Tensor:
+    def _prefill(self, prompts: list[tuple[int, ...]], cache: Cache, columns: int, path: Sequence[int]) -> Tensor:
         """Fill the cache, a few similar prompts at a time. Returns the last position of each prompt after the last block, [prompts, width]."""
         found, start = [], 0
         while start < len(prompts):
@@ -166,13 +167,13 @@ class Engine:
             part, first = cache.rows(start, stop), 0
             while length - first > PIECE:  # the scores of a piece take positions * end numbers a head, not the square of the length
                 piece = slice(first, first + PIECE)
-                self.decoder.layers(self.decoder.embed(tokens[:, piece]), part, self.decoder.prompt_span(piece.start, piece.stop))
+                self.decoder.run(self.decoder.embed(tokens[:, piece]), part, self.decoder.prompt_span(piece.start, piece.stop), path)
                 first = piece.stop
             ends = torch.tensor([len(prompt) - 1 - first for prompt in some])
             # The last block's short cut leaves only as many rows as prompts in its products, so it needs enough of them.
             enough = len(some) >= self._min_rows
             span = self.decoder.prompt_span(first, length)
-            hidden = self.decoder.layers(self.decoder.embed(tokens[:, first:]), part, span, last=ends if enough else None)
+            hidden = self.decoder.run(self.decoder.embed(tokens[:, first:]), part, span, path, last=ends if enough else None)
             found.append(hidden[:, 0] if enough else hidden[torch.arange(len(some)), ends])
             start = stop
         return torch.cat(found)

@@ -1,0 +1,93 @@
+"""Families as files: one branch as a plain checkpoint that any tool loads, and what a family holds in numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.models.family.chat import read_json
+from aiflow_agents.models.family.config import RUYI, DecoderConfig, weight_files
+
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+OURS = ("early_exit_points", "shared_heads", "default_early_exit_point", "auto_map", "rank")  # what a plain config does not have
+CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
+    """Write one exit of a family as a plain Llama, Qwen2 or Qwen3 checkpoint into the new folder `out`; gives `out`.
+
+    The branch's block becomes the last layer. Tokenizer and chat template come along. Raises `UserError` for an exit that is not there and for a
+    folder that already holds a model.
+    """
+    from safetensors.torch import save_file
+
+    folder, out = Path(folder), Path(out)
+    config = DecoderConfig.read(folder)
+    path = config.path(exit)
+    if list(out.glob("*.safetensors")):
+        raise UserError(f"{out} already holds a model; choose another folder")
+    tensors = _branch(folder, config, exit)
+    raw = read_json(folder / "config.json")
+    kind = RUYI.get(raw["model_type"], raw["model_type"])
+    plain = {key: value for key, value in raw.items() if key not in OURS}
+    plain |= {"model_type": kind, "architectures": [CLASSES[kind]], "num_hidden_layers": len(path)}
+    if "layer_types" in raw:
+        plain["layer_types"] = ["full_attention"] * len(path)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    for name in BESIDE:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, out / name)
+    part = out / "model.safetensors.part"
+    save_file(tensors, part, {"format": "pt"})
+    part.replace(out / "model.safetensors")  # the weights come last: where they are, all is
+    return out
+
+
+def _branch(folder: Path, config: DecoderConfig, exit: int) -> dict[str, Any]:
+    """The tensors of one exit under their plain names."""
+    from safetensors import safe_open
+
+    names: dict[str, Path] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as opened:
+            names |= dict.fromkeys(opened.keys(), file)
+    which, own = config.exits.index(exit), config.path(exit)[-1]
+    prefixes = {f"model.layers.{i}.": f"model.layers.{i}." for i in range(exit)}
+    block = f"model.layers.{own}." if own < config.layers else f"model.eelayers.{own - config.layers}."
+    prefixes[block] = f"model.layers.{exit}."
+    norm = "model.norm.weight" if exit == config.exits[-1] and "model.norm.weight" in names else f"model.norms.{which}.weight"
+    wanted = {"model.embed_tokens.weight": "model.embed_tokens.weight", norm: "model.norm.weight"}
+    if config.own_heads:
+        wanted[f"lm_head.{which}.weight"] = "lm_head.weight"
+    elif not config.tied:
+        wanted["lm_head.weight"] = "lm_head.weight"
+    for name in names:
+        for prefix, plain in prefixes.items():
+            if name.startswith(prefix):
+                wanted[name] = plain + name[len(prefix) :]
+    missing = sorted(set(wanted) - set(names))
+    if missing:
+        raise UserError(f"model folder {folder} has no weight '{missing[0]}', which its config.json calls for")
+    found = {}
+    for file in dict.fromkeys(names.values()):
+        with safe_open(file, "pt") as opened:
+            found.update({plain: opened.get_tensor(name) for name, plain in wanted.items() if names[name] == file})
+    return found
+
+
+def sizes(folder: str | Path, dtype_bytes: int = 4) -> list[dict[str, Any]]:
+    """A row for each exit: `exit, blocks, parameters` (embedding and head counted once if tied), `flops_per_token` (one more token after an empty
+    context), `weight_bytes`."""
+    config = DecoderConfig.read(folder)
+    rows = []
+    for e in config.exits:
+        shape = config.shape(dtype_bytes, e)
+        embedding = config.vocab * config.width
+        count = shape.block_params + embedding + (0 if config.tied else shape.head_params)
+        flops = 2.0 * (shape.block_params + shape.head_params)
+        rows.append({"exit": e, "blocks": shape.layers, "parameters": count, "flops_per_token": flops, "weight_bytes": count * dtype_bytes})
+    return rows
