@@ -28,15 +28,56 @@ class Sampling(NamedTuple):
 GREEDY = Sampling()
 
 
+class Want(NamedTuple):
+    """What a call shall give back besides its text: the input of layer `layer` at every position of prompt and answer, coded by `codec`.
+
+    `lower` adds the keys and values of the layers below, from which another node makes further tokens; without them it reads the tokens again.
+    """
+
+    layer: int
+    codec: str = "fp16"
+    lower: bool = False
+
+
+class Parcel(NamedTuple):
+    """A coded payload as those know it who do not hold it: which one it is, what it weighs, and what it goes on from. The bytes stay with the hosts.
+
+    `digest` is that of the coded bytes, `prompt` counts the positions before the answer, `draft` are the answer's tokens with the one that ended it.
+    """
+
+    digest: str
+    nbytes: int
+    weights_hash: str
+    want: Want
+    prompt: int
+    draft: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `seed` fixes the draw of a sampled reply whatever else is in the batch."""
+    """One call. `seed` fixes the draw of a sampled reply whatever else is in the batch.
+
+    `exit` chooses a family's branch (None: the whole model). With `parcel` the model goes on from another one's hidden state, greedily: it checks the
+    draft that came with it in one pass, keeps what it would have said too, and speaks on from there; `messages` are then not read.
+    """
 
     messages: tuple[Turn, ...]
     max_tokens: int = 32
     sampling: Sampling = GREEDY
     seed: int = 0
     stop: tuple[str, ...] = ()
+    exit: int | None = None
+    want: Want | None = None
+    parcel: Parcel | None = None
+
+
+class Pass(NamedTuple):
+    """One run of some blocks, `share` of all that this exit has, over `positions`, the first of which follows `context` others; `heads` get the head."""
+
+    share: float
+    positions: int
+    context: int
+    heads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +86,7 @@ class Reply:
 
     `logprobs[i]` is the natural log-probability of `token_ids[i]` under the model at temperature 1, the end-of-sequence
     token included when the model ended by itself. `tokens_in` counts the prompt, `tokens_out` what was generated.
+    `work` is what was run where that is not the prompt once and then a token at a time; `parcel` is what `Request.want` asked for.
     """
 
     text: str
@@ -53,6 +95,8 @@ class Reply:
     tokens_in: int
     tokens_out: int
     finish: str = "stop"  # "stop" | "length"
+    work: tuple[Pass, ...] | None = None
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +140,16 @@ class Shape:
         steps = max(tokens_out - 1, 0)
         context = steps * tokens_in + steps * (steps + 1) / 2
         return prefill, steps * 2.0 * (self.block_params + self.head_params) + pairs * context
+
+    def pass_flops(self, run: Pass) -> float:
+        """FLOPs of one pass, counted as in `flops`."""
+        pairs = 4.0 * self.layers * self.heads * self.head_dim
+        context = run.positions * run.context + run.positions * (run.positions + 1) / 2
+        return run.share * (2.0 * self.block_params * run.positions + pairs * context) + 2.0 * self.head_params * run.heads
+
+    def pass_bytes(self, run: Pass) -> float:
+        """Bytes of weights that one pass reads."""
+        return (run.share * self.block_params + (self.head_params if run.heads else 0)) * self.dtype_bytes
 
 
 @dataclass(frozen=True, slots=True)

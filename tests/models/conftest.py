@@ -76,3 +76,30 @@ def add_tokenizer() -> Callable[[Path], None]:
         (folder / "chat_template.jinja").write_text(TEMPLATE)
 
     return add
+
+
+EXITS = (1, 3, 5)
+
+
+@pytest.fixture(scope="session")
+def grow(make_checkpoint: Callable[..., tuple[Path, Any]]) -> Callable[..., tuple[Path, Any]]:
+    """grow(model_type, **config) -> (folder, the transformers model with branches): a random family of six layers with exits 1, 3 and 5."""
+    from aiflow_agents.training.branches import add_branches
+
+    def grow(kind: str, **settings: Any) -> tuple[Path, Any]:
+        folder, model = make_checkpoint(kind, num_hidden_layers=EXITS[-1] + 1, **settings)
+        add_branches(model, EXITS)
+        torch.manual_seed(7)
+        for name, parameter in model.named_parameters():
+            if "eelayers" in name or "norms" in name:
+                parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(folder)
+        return folder, model
+
+    return grow
+
+
+@pytest.fixture(scope="session")
+def family(grow: Callable[..., tuple[Path, Any]]) -> tuple[Path, Any]:
+    """A random Qwen3-shaped family, as a folder and as the transformers model that training uses."""
+    return grow("qwen3")

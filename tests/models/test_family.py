@@ -19,27 +19,10 @@ from aiflow_agents.errors import ConfigError, UserError
 from aiflow_agents.models.family import Family
 from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.export import export_branch, sizes
-from aiflow_agents.training.branches import add_branches, exit_states
+from aiflow_agents.training.branches import exit_states
 
 EXITS = (1, 3, 5)
 Make = Callable[..., tuple[Path, Any]]
-
-
-@pytest.fixture(scope="session")
-def family(make_checkpoint: Make) -> tuple[Path, Any]:
-    """A random Qwen3-shaped family of six layers with three exits, as a folder and as the transformers model that training uses."""
-    return grown(make_checkpoint, "qwen3")
-
-
-def grown(make_checkpoint: Make, kind: str, exits: tuple[int, ...] = EXITS, **settings: Any) -> tuple[Path, Any]:
-    folder, model = make_checkpoint(kind, num_hidden_layers=exits[-1] + 1, **settings)
-    add_branches(model, exits)
-    torch.manual_seed(7)
-    for name, parameter in model.named_parameters():
-        if "eelayers" in name or "norms" in name:
-            parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    return folder, model
 
 
 def ids(rows: int = 3, positions: int = 14) -> torch.Tensor:
@@ -47,8 +30,8 @@ def ids(rows: int = 3, positions: int = 14) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("qwen3", True), ("qwen3", False), ("qwen2", False), ("llama", True)])
-def test_every_exit_is_the_plain_model_that_it_exports(make_checkpoint: Make, tmp_path: Path, kind: str, tied: bool) -> None:
-    folder, model = grown(make_checkpoint, kind, tie_word_embeddings=tied)
+def test_every_exit_is_the_plain_model_that_it_exports(grow: Make, tmp_path: Path, kind: str, tied: bool) -> None:
+    folder, model = grow(kind, tie_word_embeddings=tied)
     family, tokens = Family.load(folder), ids()
     assert family.exits == EXITS
     states = exit_states(model, tokens, EXITS)
@@ -69,9 +52,9 @@ def test_the_folder_of_a_family_is_also_the_plain_backbone(family: tuple[Path, A
 
 
 @pytest.mark.parametrize(("kind", "shared"), [("qwen2", True), ("qwen3", False)])
-def test_published_ruyi_folders_are_read(make_checkpoint: Make, tmp_path: Path, kind: str, shared: bool) -> None:
+def test_published_ruyi_folders_are_read(grow: Make, tmp_path: Path, kind: str, shared: bool) -> None:
     """Their names: a norm at every exit, `lm_head.i` where heads are not shared, `ruyi_*` as model type."""
-    folder, _ = grown(make_checkpoint, kind, tie_word_embeddings=False)
+    folder, _ = grow(kind, tie_word_embeddings=False)
     weights = load_file(folder / "model.safetensors")
     weights["model.norms.2.weight"] = weights.pop("model.norm.weight")
     if not shared:
@@ -195,9 +178,9 @@ def test_generation_changes_its_exit_in_mid_sentence(family: tuple[Path, Any]) -
     assert stopping.generate(9, exit=plan.__getitem__, stop=[expected[2]])[0] == expected[: expected.index(expected[2]) + 1]
 
 
-def test_two_families_in_many_threads(family: tuple[Path, Any], make_checkpoint: Make) -> None:
+def test_two_families_in_many_threads(family: tuple[Path, Any], grow: Make) -> None:
     """Nothing is global: exits of two families, asked by eight threads at once."""
-    loaded = [Family.load(family[0]), Family.load(grown(make_checkpoint, "llama", seed=3)[0])]
+    loaded = [Family.load(family[0]), Family.load(grow("llama", seed=3)[0])]
     jobs = [(one, e, ids(2, 9 + i)) for i in range(6) for one in loaded for e in EXITS]
     expected = [one.logits(tokens, exit=e) for one, e, tokens in jobs]
     found: dict[int, torch.Tensor] = {}

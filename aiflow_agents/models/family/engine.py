@@ -44,7 +44,7 @@ class Generated:
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
     """One request on its way through the loop."""
 
     place: int  # where its answer goes
@@ -67,7 +67,7 @@ class Engine:
 
     def __init__(self, decoder: Decoder, eos_ids: Sequence[int], pad_id: int = 0, *, stable: bool = True):
         self.decoder, self.eos_ids, self.pad_id, self.stable = decoder, frozenset(eos_ids), pad_id, stable
-        self._min_rows, self._step = (MIN_ROWS, STEP) if stable else (1, 1)
+        self.min_rows, self._step = (MIN_ROWS, STEP) if stable else (1, 1)
 
     def generate(
         self,
@@ -92,16 +92,16 @@ class Engine:
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) < limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit - 1}")
-            rows.append(_Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i]))
+            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i]))
         with torch.inference_mode():
-            for batch in self._batches([row for row in rows if row.room > 0]):
+            for batch in self.batches([row for row in rows if row.room > 0]):
                 self._run(batch, exit)
         return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length") for row in rows]
 
-    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+    def batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Rows that run together: of similar prompt length, as many as fit in memory."""
 
-        def lane(row: _Row) -> int:
+        def lane(row: Row) -> int:
             if not self.stable or (len(row.prompt) <= SHORT_PROMPT and row.room <= SHORT_ANSWER):
                 return 0
             return _up(len(row.prompt), 64)
@@ -117,14 +117,10 @@ class Engine:
             yield rows[:count]
             rows = rows[count:]
 
-    def _run(self, rows: list[_Row], exit: int | None) -> None:
-        decoder, step, path = self.decoder, self._step, self.decoder.config.path(exit)
+    def _run(self, rows: list[Row], exit: int | None) -> None:
+        decoder, path = self.decoder, self.decoder.config.path(exit)
         prompts = list(dict.fromkeys(row.prompt for row in rows))  # still sorted by length
-        longest = max(len(prompt) for prompt in prompts)
-        short = longest <= SHORT_PROMPT and max(row.room for row in rows) <= SHORT_ANSWER
-        fewest = max(MIN_ROWS, SMALL_PRODUCT // (decoder.config.group * decoder.config.head_dim)) if self.stable else 1
-        prompt_columns = _up(max(longest, fewest), step if short or not self.stable else 64)
-        columns = prompt_columns + _up(max(row.room for row in rows), step)
+        prompt_columns, columns, short = self.columns(rows)
 
         # 1. every prompt once -> cache [prompts, ...], last [prompts, width]
         cache = Cache.new(decoder.config, len(prompts), columns, decoder.dtype, path)
@@ -133,14 +129,28 @@ class Engine:
         # 2. a row per request; rows beyond the requests are copies that fill the batch up
         place = {prompt: i for i, prompt in enumerate(prompts)}
         source = [place[row.prompt] for row in rows]
-        source += source[-1:] * (self._min_rows - len(source))
+        source += source[-1:] * (self.min_rows - len(source))
         if source != list(range(len(prompts))):
             index = torch.tensor(source)
             cache, last = cache.take(index), last.index_select(0, index)
-        state = _State(rows, len(source), prompt_columns, columns, decoder)
+        self.decode(rows, cache, last, prompt_columns, columns, exit)
 
-        # 3. one token for every row and step
-        for t in range(max(row.room for row in rows)):
+    def columns(self, rows: Sequence[Row]) -> tuple[int, int, bool]:
+        """(columns for the prompts, columns in all, whether the prompts may be cut to their own lengths) of rows that run together."""
+        config, step, longest = self.decoder.config, self._step, max(len(row.prompt) for row in rows)
+        short = longest <= SHORT_PROMPT and max(row.room for row in rows) <= SHORT_ANSWER
+        fewest = max(MIN_ROWS, SMALL_PRODUCT // (config.group * config.head_dim)) if self.stable else 1
+        prompt_columns = _up(max(longest, fewest), step if short or not self.stable else 64)
+        return prompt_columns, prompt_columns + _up(max(row.room for row in rows), step), short
+
+    def decode(self, rows: list[Row], cache: Cache, last: Tensor, prompt_columns: int, columns: int, exit: int | None) -> None:
+        """Make tokens from where the prompts end, into the rows.
+
+        cache: [rows or more, columns], of which the generated ones lie behind `prompt_columns`; last: [the same, width], after the exit's block.
+        """
+        decoder, step, path = self.decoder, self._step, self.decoder.config.path(exit)
+        state = _State(rows, len(last), prompt_columns, columns, decoder)
+        for t in range(max(row.room for row in rows)):  # one token for every row and step
             logits = decoder.head(last, exit)  # [rows, vocab]
             tokens = state.draw(logits, t)
             if not self._record(state, tokens, logits, t):
@@ -158,7 +168,7 @@ class Engine:
         while start < len(prompts):
             stop, length = start, 0
             while stop < len(prompts):
-                longer = columns or _up(max(len(prompts[stop]), self._min_rows), self._step)
+                longer = columns or _up(max(len(prompts[stop]), self.min_rows), self._step)
                 if stop > start and (stop + 1 - start) * longer > PREFILL_TOKENS:
                     break
                 stop, length = stop + 1, longer
@@ -171,7 +181,7 @@ class Engine:
                 first = piece.stop
             ends = torch.tensor([len(prompt) - 1 - first for prompt in some])
             # The last block's short cut leaves only as many rows as prompts in its products, so it needs enough of them.
-            enough = len(some) >= self._min_rows
+            enough = len(some) >= self.min_rows
             span = self.decoder.prompt_span(first, length)
             hidden = self.decoder.run(self.decoder.embed(tokens[:, first:]), part, span, path, last=ends if enough else None)
             found.append(hidden[:, 0] if enough else hidden[torch.arange(len(some)), ends])
@@ -201,7 +211,7 @@ class Engine:
 
     def _shrink(self, state: _State, cache: Cache, tokens: Tensor) -> tuple[Cache, Tensor]:
         """Let finished rows leave once they are a quarter of the batch: copying the cache costs about one step."""
-        target = max(len(state.going), self._min_rows)
+        target = max(len(state.going), self.min_rows)
         if target > 0.75 * len(state.rows):
             return cache, tokens
         keep = (state.going + [i for i, row in enumerate(state.rows) if row is None])[:target]
@@ -213,9 +223,9 @@ class Engine:
 class _State:
     """What each row of a running batch carries besides its cache. A row that has finished is None and is no longer looked at."""
 
-    def __init__(self, rows: list[_Row], n: int, prompt_columns: int, columns: int, decoder: Decoder):
+    def __init__(self, rows: list[Row], n: int, prompt_columns: int, columns: int, decoder: Decoder):
         filled = rows + rows[-1:] * (n - len(rows))
-        self.rows: list[_Row | None] = [*rows, *[None] * (n - len(rows))]
+        self.rows: list[Row | None] = [*rows, *[None] * (n - len(rows))]
         self.going = list(range(len(rows)))
         self.lengths = torch.tensor([len(row.prompt) for row in filled])
         self.sampled = any(row.temperature > 0 for row in rows)

@@ -1,0 +1,177 @@
+"""Going on from another node's hidden states, in batches: check its draft in one pass, keep what this exit would have said too, speak on from there.
+
+    hidden of prompt and draft --blocks k..--> this exit's own next token at each place
+                                               | agrees to the end: done, not one token was made
+                                               | differs at i: the token is this exit's, and so is all that follows
+
+Checking a draft is what speculative decoding does (Leviathan et al., arXiv:2211.17192), greedily, with a draft that came over a wire. The result is
+what this exit says by itself, up to the loss of the codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.models.family.decoder import Cache, Decoder
+from aiflow_agents.models.family.engine import Engine, Generated, Row
+from aiflow_agents.models.family.session import LowerCache
+from aiflow_agents.models.protocol import Pass
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one row goes on from. `draft` are the tokens of the answer, the one that ended it included; it was never fed, so there are
+    `prompt + len(draft) - 1` positions.
+
+    hidden: [positions, width], the input of `layer`. To make tokens of its own a row also needs `lower` (rows = 1) or `token_ids` [positions].
+    """
+
+    layer: int
+    hidden: Tensor
+    prompt: int
+    draft: tuple[int, ...]
+    token_ids: tuple[int, ...] | None = None
+    lower: LowerCache | None = None
+
+
+@torch.inference_mode()
+def hidden_states(decoder: Decoder, sequences: Sequence[Sequence[int]], layer: int, *, lower: bool = False) -> list[tuple[Tensor, LowerCache | None]]:
+    """The input of `layer` at every position of each sequence, [positions, width], and with `lower` the keys and values of the layers below."""
+    c, found = decoder.config, []
+    for begin in range(0, len(sequences), 64):
+        some = sequences[begin : begin + 64]
+        longest = max(map(len, some))
+        tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in some])  # padding on the right is never read
+        cache = Cache.new(c, len(some), longest, decoder.dtype, range(layer))
+        states = decoder.run(decoder.embed(tokens), cache, decoder.prompt_span(0, longest), range(layer))
+        keys = [cache.k[i].unflatten(0, (len(some), c.kv_heads)).permute(0, 3, 1, 2) for i in range(layer)]  # [rows, positions, kv_heads, head_dim]
+        values = [cache.v[i].unflatten(0, (len(some), c.kv_heads)).transpose(1, 2) for i in range(layer)]
+        for row, ids in enumerate(some):
+            kv = None
+            if lower and layer:
+                kv = LowerCache(*(torch.stack([one[row : row + 1, : len(ids)] for one in both]) for both in (keys, values)))
+            found.append((states[row, : len(ids)].clone(), kv))
+    return found
+
+
+@torch.inference_mode()
+def resume(
+    engine: Engine, starts: Sequence[Start], *, exit: int | None, max_tokens: Sequence[int]
+) -> list[tuple[Generated, tuple[Pass, ...]]]:
+    """What this exit answers to each, greedily, and the passes that it took.
+
+    Raises `UserError` for an exit that lies before the hidden states' layer, and where a draft is wrong and nothing tells the lower layers what was said.
+    """
+    path = engine.decoder.config.path(exit)
+    last = len(path) - 1
+    rows = []
+    for i, start in enumerate(starts):
+        if start.layer > last:
+            raise UserError(f"exit {last} cannot go on from the input of layer {start.layer}: it leaves the backbone before")
+        positions = len(start.hidden)
+        row = Row(i, tuple(range(positions)), max_tokens[i], 0.0, 1.0, 0, None)  # its prompt only counts
+        rows.append(row)
+    work: list[list[Pass]] = [[] for _ in starts]
+    by_layer: dict[int, list[Row]] = {}
+    for row in rows:
+        by_layer.setdefault(starts[row.place].layer, []).append(row)
+    for layer, some in by_layer.items():
+        for batch in engine.batches(some):
+            _Batch(engine, batch, starts, layer, exit, work).run()
+    return [(Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length"), tuple(work[row.place])) for row in rows]
+
+
+class _Batch:
+    """Rows of similar length that go on from one layer."""
+
+    def __init__(self, engine: Engine, rows: list[Row], starts: Sequence[Start], layer: int, exit: int | None, work: list[list[Pass]]):
+        self.engine, self.rows, self.layer, self.exit, self.work = engine, rows, layer, exit, work
+        self.starts = [starts[row.place] for row in rows]
+        self.path = engine.decoder.config.path(exit)
+        self.prompt_columns, self.columns, _ = engine.columns(rows)
+        self.height = max(len(rows), engine.min_rows)
+
+    def run(self) -> None:
+        decoder = self.engine.decoder
+        # 1. the rest of the path over what came -> out [height, prompt_columns, width], after the exit's block
+        hidden = torch.zeros(self.height, self.prompt_columns, decoder.config.width, dtype=decoder.dtype)
+        for i, start in enumerate(self.starts):
+            hidden[i, : len(start.hidden)] = start.hidden.to(decoder.dtype)
+        cache = Cache.new(decoder.config, self.height, self.columns, decoder.dtype, self.path)
+        out = decoder.run(hidden, cache, decoder.prompt_span(0, self.prompt_columns), self.path[self.layer :])
+        # 2. how much of each draft this exit would have said
+        going = [i for i, row in enumerate(self.rows) if not self._check(i, row, out)]
+        if not going:
+            return
+        # 3. the others speak on, once their lower layers know what was said
+        self._fill_lower(cache, going)
+        picked = torch.tensor(going + going[-1:] * (self.engine.min_rows - len(going)))
+        rows = [self.rows[i] for i in going]
+        ends = torch.tensor([len(row.prompt) - 1 for row in rows])
+        last = out[picked, torch.cat((ends, ends[-1:].expand(len(picked) - len(ends))))]
+        made = [len(row.tokens) for row in rows]
+        self.engine.decode(rows, cache.take(picked), last, self.prompt_columns, self.columns, self.exit)
+        for row, before in zip(rows, made, strict=True):
+            new = len(row.tokens) - before
+            self.work[row.place] += [Pass(1.0, 1, len(row.prompt) + t, 1) for t in range(new - 1)]
+
+    def _check(self, i: int, row: Row, out: Tensor) -> bool:
+        """Keep what agrees of the draft; True when it is the whole answer. Else the row's prompt ends where this exit differs."""
+        start, engine = self.starts[i], self.engine
+        logits = engine.decoder.head(out[i, start.prompt - 1 : len(start.hidden)], self.exit)  # [draft, vocab]
+        logprobs = torch.log_softmax(logits, -1)
+        limit = min(len(start.draft), row.room)
+        tokens = logits.argmax(-1).tolist()
+        agreed = next((t for t in range(limit) if tokens[t] != start.draft[t]), limit)
+        row.tokens += start.draft[:agreed]
+        row.logprobs += logprobs[torch.arange(agreed), torch.tensor(start.draft[:agreed], dtype=torch.long)].tolist()
+        share = (len(self.path) - self.layer) / len(self.path)
+        self.work[row.place].append(Pass(share, len(start.hidden), 0, len(start.draft)))
+        if agreed and row.tokens[-1] in engine.eos_ids:
+            row.finish = "stop"
+            return True
+        if agreed == row.room:
+            row.finish = "length"
+            return True
+        row.prompt = tuple(range(start.prompt + agreed))
+        row.room -= agreed
+        if agreed == len(start.draft):  # it was cut short, not ended: its last token was never fed
+            row.tokens.pop()
+            row.logprobs.pop()
+            row.prompt, row.room = row.prompt[:-1], row.room + 1
+        return False
+
+    def _fill_lower(self, cache: Cache, going: Sequence[int]) -> None:
+        """Keys and values of the layers below for these rows: those that came, or made anew from the tokens."""
+        config, decoder = self.engine.decoder.config, self.engine.decoder
+        if not self.layer:
+            return
+        anew = []
+        for i in going:
+            start, n = self.starts[i], len(self.starts[i].hidden)
+            block = slice(i * config.kv_heads, (i + 1) * config.kv_heads)
+            if start.lower is not None:
+                for layer in range(self.layer):
+                    cache.k[layer][block, :, :n] = start.lower.keys[layer][0].permute(1, 2, 0)
+                    cache.v[layer][block, :n] = start.lower.values[layer][0].transpose(0, 1)
+            elif start.token_ids is not None:
+                anew.append(i)
+                self.work[self.rows[i].place].append(Pass(self.layer / len(self.path), len(self.rows[i].prompt), 0, 0))
+            else:
+                raise UserError(f"layers below {self.layer} have not seen what was said: send the tokens along, or the lower layers' cache")
+        if anew:
+            tokens = torch.zeros(self.height, self.prompt_columns, dtype=torch.long)
+            for i in anew:
+                tokens[i, : len(self.starts[i].hidden)] = torch.tensor(self.starts[i].token_ids)
+            fresh = Cache.new(config, self.height, self.prompt_columns, decoder.dtype, range(self.layer))
+            decoder.run(decoder.embed(tokens), fresh, decoder.prompt_span(0, self.prompt_columns), range(self.layer))
+            for i in anew:
+                block = slice(i * config.kv_heads, (i + 1) * config.kv_heads)
+                for layer in range(self.layer):
+                    cache.k[layer][block, :, : self.prompt_columns] = fresh.k[layer][block]
+                    cache.v[layer][block, : self.prompt_columns] = fresh.v[layer][block]
