@@ -72,7 +72,7 @@ class Request:
 
 
 class Pass(NamedTuple):
-    """One run of some blocks, `share` of all that this exit has, over `positions`, the first of which follows `context` others; `heads` get the head."""
+    """One run of `share` of an exit's blocks over `positions`, the first of which follows `context` others; at `heads` of them the head ran too."""
 
     share: float
     positions: int

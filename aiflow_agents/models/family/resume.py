@@ -65,7 +65,7 @@ def resume(
 ) -> list[tuple[Generated, tuple[Pass, ...]]]:
     """What this exit answers to each, greedily, and the passes that it took.
 
-    Raises `UserError` for an exit that lies before the hidden states' layer, and where a draft is wrong and nothing tells the lower layers what was said.
+    Raises `UserError` for an exit that lies before the hidden states' layer, and for a wrong draft where nothing tells the lower layers what was said.
     """
     path = engine.decoder.config.path(exit)
     last = len(path) - 1

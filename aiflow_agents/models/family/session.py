@@ -93,7 +93,7 @@ class Session:
         """Blocks over positions start.. , of which each has seen exactly what is before."""
         stop = start + hidden.shape[1]
         assert all(self._filled.get(block, 0) >= start for block in blocks), (blocks, start, self._filled)
-        self._filled.update(dict.fromkeys(blocks, stop))
+        self._filled.update({block: max(self._filled.get(block, 0), stop) for block in blocks})  # what was run again stays as far as it was
         return self.decoder.run(hidden, self._room(stop), self.decoder.prompt_span(start, stop), list(blocks))
 
     def _room(self, columns: int) -> Cache:
