@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.protocol import ModelInfo, Reply, Request
+from aiflow_agents.models.protocol import ModelInfo, Parcel, Pass, Reply, Request, Want
 
 Key = tuple[str, Request]  # a model's fingerprint, and what it was asked
 
@@ -26,7 +26,9 @@ def fingerprint(info: ModelInfo) -> str:
 def digest(key: Key) -> bytes:
     """The name under which an answer is kept on disk."""
     model, request = key
-    said = [model, request.messages, request.max_tokens, request.sampling, request.stop, request.seed]
+    said: list[object] = [model, request.messages, request.max_tokens, request.sampling, request.stop, request.seed]
+    if request.exit is not None or request.want or request.parcel:
+        said += [request.exit, request.want, request.parcel and [request.parcel.digest, request.parcel.draft]]
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 
@@ -97,9 +99,16 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def _row(reply: Reply) -> str:
-    return json.dumps([reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish])
+    row = [reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish]
+    return json.dumps(row + [reply.work, reply.parcel] if reply.work or reply.parcel else row)
 
 
 def _reply(row: str) -> Reply:
-    text, token_ids, logprobs, tokens_in, tokens_out, finish = json.loads(row)
-    return Reply(text, tuple(token_ids), None if logprobs is None else tuple(logprobs), tokens_in, tokens_out, finish)
+    text, token_ids, logprobs, tokens_in, tokens_out, finish, *more = json.loads(row)
+    work, parcel = more or (None, None)
+    if work is not None:
+        work = tuple(Pass(*run) for run in work)
+    if parcel is not None:
+        digest, nbytes, weights_hash, want, prompt, draft = parcel
+        parcel = Parcel(digest, nbytes, weights_hash, Want(*want), prompt, tuple(draft))
+    return Reply(text, tuple(token_ids), None if logprobs is None else tuple(logprobs), tokens_in, tokens_out, finish, work, parcel)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
-from aiflow_agents.errors import NotHere
+from aiflow_agents.errors import NotHere, UserError
 from aiflow_agents.wire.frame import encode_text
 
-Form = Literal["text", "answer"]
+Form = Literal["text", "answer", "hidden"]
 HERE: ContextVar[str | None] = ContextVar("aiflow_here", default=None)  # the node on which this code runs; None outside of any run
 Mover = Callable[[Iterable["Message"], str], Awaitable[None]]
 MOVER: ContextVar[Mover | None] = ContextVar("aiflow_mover", default=None)  # how messages travel in the current world
@@ -55,12 +55,22 @@ class Usage:
         )
 
 
+class Cargo(Protocol):
+    """What may travel with a message's text: a coded payload that the hosts hold."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A frozen utterance: who said what, where, having heard which others.
 
     `confidence` is the probability its author gives to being right: the product of the answer's token probabilities, calibrated where the team
-    is; None without log-probabilities. `form` says what of it travels: the whole text, or the extracted answer alone.
+    is; None without log-probabilities. `form` says what of it travels: the whole text, the extracted answer alone, or the text with the hidden states
+    from which a member of the same family goes on (`Agent.ask(..., want=...)` keeps them).
     """
 
     id: str
@@ -72,6 +82,12 @@ class Message:
     _text: str = field(default="", repr=False)
     _answer: str = field(default="", repr=False)
     _confidence: float | None = field(default=None, repr=False)
+    _cargo: Cargo | None = field(default=None, repr=False)
+
+    @property
+    def _freight(self) -> str:
+        """A name for all that travels: the same for two messages of one id only if the same travels."""
+        return f"{self._text} {self._cargo.digest}" if self.form == "hidden" and self._cargo else self._said
 
     @property
     def _said(self) -> str:
@@ -101,15 +117,20 @@ class Message:
     @property
     def size(self) -> int:
         """Bytes of this message on a wire, in its present form."""
-        return len(self.encode())
+        return len(self.encode()) + (self._cargo.nbytes if self.form == "hidden" and self._cargo else 0)
 
     def encode(self) -> bytes:
-        """The frame that travels."""
+        """The text frame that travels; hidden states are a frame of their own behind it."""
         return encode_text(self.id, self.author, self._said, self._confidence)
 
     def as_(self, form: Form) -> Message:
-        """The same message, of which only this form travels from here on. Free: nothing moves."""
-        return Message(self.id, self.author, self.node, self.heard, self.usage, form, self._text, self._answer, self._confidence)
+        """The same message, of which only this form travels from here on. Free: nothing moves.
+
+        Raises UserError for `hidden` where its author was not asked to keep any.
+        """
+        if form == "hidden" and self._cargo is None:
+            raise UserError(f"message {self.id} of {self.author} has no hidden states: ask with want=Want(layer)")
+        return replace(self, form=form)
 
     async def to(self, node: str) -> Message:
         """This message at `node`. Moving is priced by the current world; a message that is already there stays what it is."""
@@ -127,4 +148,4 @@ async def bring(messages: Sequence[Message], node: str) -> list[Message]:
             raise NotHere(f"message {messages[0].id} cannot travel to {node}: no network outside of a run")
         await mover(messages, node)
     # what stayed behind cannot be read there, in no form
-    return [m if m.node == node else Message(m.id, m.author, node, m.heard, m.usage, m.form, m._said, m._answer, m._confidence) for m in messages]
+    return [m if m.node == node else replace(m, node=node, _text=m._said, _cargo=m._cargo if m.form == "hidden" else None) for m in messages]

@@ -45,7 +45,8 @@ def test_it_says_what_the_exit_says_by_itself(
     drafts = [made.token_ids for made in alone(engine, PROMPTS, drafting, drafted)]
     drafts = [draft[:spoil] + ((30,) if spoil < len(draft) else ()) + draft[spoil + 1 :] for draft in drafts]  # one token of it is wrong
     found = resume(engine, [start(loaded, p, d, layer, how) for p, d in zip(PROMPTS, drafts, strict=True)], exit=exit, max_tokens=[room] * 6)
-    for (made, work), own, prompt, draft in zip(found, expected, PROMPTS, drafts, strict=True):
+    for one, own, prompt, draft in zip(found, expected, PROMPTS, drafts, strict=True):
+        made, work = one.made, one.work
         assert made.token_ids == own.token_ids and made.finish == own.finish
         assert made.logprobs == pytest.approx(own.logprobs, abs=1e-4)
         blocks = len(loaded.decoder.config.path(exit))
@@ -64,10 +65,10 @@ def test_without_tokens_or_cache_a_wrong_draft_cannot_be_mended(family: tuple[Pa
     engine = Engine(loaded.decoder, ENDS)
     own = alone(engine, PROMPTS[:1], 5, 6)[0].token_ids
     right = resume(engine, [start(loaded, PROMPTS[0], own, 3, "nothing")], exit=5, max_tokens=[6])
-    assert right[0][0].token_ids == own
+    assert right[0].made.token_ids == own
     with pytest.raises(UserError, match="have not seen what was said"):
         resume(engine, [start(loaded, PROMPTS[0], (own[0] ^ 1, *own[1:]), 3, "nothing")], exit=5, max_tokens=[6])
-    with pytest.raises(UserError, match="leaves the backbone before"):
+    with pytest.raises(UserError, match="exit 1 has no input of layer 3"):
         resume(engine, [start(loaded, PROMPTS[0], own, 3, "tokens")], exit=1, max_tokens=[6])
 
 
@@ -77,3 +78,22 @@ def test_hidden_states_are_those_of_the_family(family: tuple[Path, Any]) -> None
         for (states, _), prompt in zip(hidden_states(loaded.decoder, PROMPTS, layer), PROMPTS, strict=True):
             alone = loaded.hidden(torch.tensor([prompt]), layer=layer)[0]
             torch.testing.assert_close(states, alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(how=st.sampled_from(["tokens", "lower"]), spoil=st.integers(0, 6), first=st.sampled_from([(0, 1), (1, 1), (1, 3), (0, 3), (2, 3)]))
+def test_three_nodes_in_a_row(family: tuple[Path, Any], how: str, spoil: int, first: tuple[int, int]) -> None:
+    """Exit 1 drafts, exit 3 goes on and sends its own states on, exit 5 ends it: it says what exit 5 says by itself."""
+    loaded, room = Family.load(family[0]), 7
+    engine = Engine(loaded.decoder, ENDS)
+    layer, further = first
+    drafts = [made.token_ids for made in alone(engine, PROMPTS, 1, room)]
+    drafts = [draft[:spoil] + ((30,) if spoil < len(draft) else ()) + draft[spoil + 1 :] for draft in drafts]
+    starts = [start(loaded, p, d, layer, how) for p, d in zip(PROMPTS, drafts, strict=True)]
+    middle = resume(engine, starts, exit=3, max_tokens=[room] * 6, onward=[further] * 6)
+    for one, own in zip(middle, alone(engine, PROMPTS, 3, room), strict=True):
+        assert one.made.token_ids == own.token_ids and one.onward is not None and one.onward.layer == further
+        assert len(one.onward.hidden) == one.onward.prompt + len(one.onward.draft) - 1
+        assert one.made.token_ids[: len(one.onward.draft)] == one.onward.draft
+    last = resume(engine, [one.onward for one in middle if one.onward], exit=5, max_tokens=[room] * 6)
+    assert [one.made.token_ids for one in last] == [made.token_ids for made in alone(engine, PROMPTS, 5, room)]

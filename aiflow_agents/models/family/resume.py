@@ -11,7 +11,7 @@ what this exit says by itself, up to the loss of the codec.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,38 +59,55 @@ def hidden_states(decoder: Decoder, sequences: Sequence[Sequence[int]], layer: i
     return found
 
 
+@dataclass
+class Resumed:
+    """What this exit answers, the passes that it took, and where `onward` was asked: a `Start` at that layer for the next node.
+
+    Onward go the positions that were checked, and of the answer as much as they can be checked by: the draft up to where this exit differed, and its
+    own token there.
+    """
+
+    made: Generated
+    work: list[Pass]
+    onward: Start | None = None
+
+
 @torch.inference_mode()
 def resume(
-    engine: Engine, starts: Sequence[Start], *, exit: int | None, max_tokens: Sequence[int]
-) -> list[tuple[Generated, tuple[Pass, ...]]]:
-    """What this exit answers to each, greedily, and the passes that it took.
+    engine: Engine, starts: Sequence[Start], *, exit: int | None, max_tokens: Sequence[int], onward: Sequence[int | None] | None = None
+) -> list[Resumed]:
+    """Go on from each start, greedily.
 
-    Raises `UserError` for an exit that lies before the hidden states' layer, and for a wrong draft where nothing tells the lower layers what was said.
+    Raises `UserError` for an exit before the hidden states' layer, and for a wrong draft where nothing tells the layers below what was said.
     """
-    path = engine.decoder.config.path(exit)
-    last = len(path) - 1
-    rows = []
+    last = len(engine.decoder.config.path(exit)) - 1
+    wanted = onward or [None] * len(starts)
+    groups: dict[tuple[int, int | None], list[Row]] = {}
+    rows, found = [], []
     for i, start in enumerate(starts):
-        if start.layer > last:
-            raise UserError(f"exit {last} cannot go on from the input of layer {start.layer}: it leaves the backbone before")
-        positions = len(start.hidden)
-        row = Row(i, tuple(range(positions)), max_tokens[i], 0.0, 1.0, 0, None)  # its prompt only counts
-        rows.append(row)
-    work: list[list[Pass]] = [[] for _ in starts]
-    by_layer: dict[int, list[Row]] = {}
-    for row in rows:
-        by_layer.setdefault(starts[row.place].layer, []).append(row)
-    for layer, some in by_layer.items():
+        for layer in (start.layer, wanted[i] or 0):
+            if layer > last:
+                raise UserError(f"exit {last} has no input of layer {layer}: it leaves the backbone before")
+        rows.append(Row(i, tuple(range(len(start.hidden))), max_tokens[i], 0.0, 1.0, 0, None))  # of its prompt only the length counts
+        found.append(Resumed(Generated((), (), ""), []))
+        groups.setdefault((start.layer, wanted[i]), []).append(rows[-1])
+    for (layer, further), some in groups.items():
         for batch in engine.batches(some):
-            _Batch(engine, batch, starts, layer, exit, work).run()
-    return [(Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length"), tuple(work[row.place])) for row in rows]
+            _Batch(engine, batch, starts, layer, further, exit, found).run()
+    for row, one in zip(rows, found, strict=True):
+        one.made = Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length")
+        if one.onward is not None:
+            one.onward = replace(one.onward, draft=one.made.token_ids[: len(one.onward.hidden) - one.onward.prompt + 1])
+    return found
 
 
 class _Batch:
     """Rows of similar length that go on from one layer."""
 
-    def __init__(self, engine: Engine, rows: list[Row], starts: Sequence[Start], layer: int, exit: int | None, work: list[list[Pass]]):
-        self.engine, self.rows, self.layer, self.exit, self.work = engine, rows, layer, exit, work
+    def __init__(
+        self, engine: Engine, rows: list[Row], starts: Sequence[Start], layer: int, further: int | None, exit: int | None, found: list[Resumed]
+    ):
+        self.engine, self.rows, self.layer, self.further, self.exit, self.found = engine, rows, layer, further, exit, found
         self.starts = [starts[row.place] for row in rows]
         self.path = engine.decoder.config.path(exit)
         self.prompt_columns, self.columns, _ = engine.columns(rows)
@@ -103,9 +120,13 @@ class _Batch:
         for i, start in enumerate(self.starts):
             hidden[i, : len(start.hidden)] = start.hidden.to(decoder.dtype)
         cache = Cache.new(decoder.config, self.height, self.columns, decoder.dtype, self.path)
-        out = decoder.run(hidden, cache, decoder.prompt_span(0, self.prompt_columns), self.path[self.layer :])
+        span, between = decoder.prompt_span(0, self.prompt_columns), self.layer if self.further is None else self.further
+        halfway = decoder.run(hidden, cache, span, self.path[self.layer : between])
+        out = decoder.run(halfway, cache, span, self.path[between:])
         # 2. how much of each draft this exit would have said
         going = [i for i, row in enumerate(self.rows) if not self._check(i, row, out)]
+        for i in range(len(self.rows)) if self.further is not None else ():
+            self._send_on(i, halfway, cache)
         if not going:
             return
         # 3. the others speak on, once their lower layers know what was said
@@ -118,7 +139,7 @@ class _Batch:
         self.engine.decode(rows, cache.take(picked), last, self.prompt_columns, self.columns, self.exit)
         for row, before in zip(rows, made, strict=True):
             new = len(row.tokens) - before
-            self.work[row.place] += [Pass(1.0, 1, len(row.prompt) + t, 1) for t in range(new - 1)]
+            self.found[row.place].work += [Pass(1.0, 1, len(row.prompt) + t, 1) for t in range(new - 1)]
 
     def _check(self, i: int, row: Row, out: Tensor) -> bool:
         """Keep what agrees of the draft; True when it is the whole answer. Else the row's prompt ends where this exit differs."""
@@ -131,7 +152,7 @@ class _Batch:
         row.tokens += start.draft[:agreed]
         row.logprobs += logprobs[torch.arange(agreed), torch.tensor(start.draft[:agreed], dtype=torch.long)].tolist()
         share = (len(self.path) - self.layer) / len(self.path)
-        self.work[row.place].append(Pass(share, len(start.hidden), 0, len(start.draft)))
+        self.found[row.place].work.append(Pass(share, len(start.hidden), 0, len(start.draft)))
         if agreed and row.tokens[-1] in engine.eos_ids:
             row.finish = "stop"
             return True
@@ -145,6 +166,20 @@ class _Batch:
             row.logprobs.pop()
             row.prompt, row.room = row.prompt[:-1], row.room + 1
         return False
+
+    def _send_on(self, i: int, halfway: Tensor, cache: Cache) -> None:
+        """The inputs of the layer `further` at the positions that were checked, with what the start had for the layers below it."""
+        start, row, c = self.starts[i], self.rows[i], self.engine.decoder.config
+        n = len(start.hidden) if row.finish else len(row.prompt)
+        block, lower = slice(i * c.kv_heads, (i + 1) * c.kv_heads), None
+        if start.lower is not None or not self.layer:
+            between = range(self.layer, self.further or 0)
+            keys = [cache.k[j][block, :, :n].permute(2, 0, 1)[None] for j in between]  # [1, positions, kv_heads, head_dim]
+            values = [cache.v[j][block, :n].transpose(0, 1)[None] for j in between]
+            below = start.lower or LowerCache(*torch.zeros(2, 0, 1, n, c.kv_heads, c.head_dim))
+            lower = LowerCache(*(torch.cat((old[:, :, :n], *(one[None] for one in new))) for old, new in zip(below, (keys, values), strict=True)))
+        tokens = None if start.token_ids is None else start.token_ids[:n]
+        self.found[row.place].onward = Start(self.further or 0, halfway[i, :n].clone(), start.prompt, (), tokens, lower)
 
     def _fill_lower(self, cache: Cache, going: Sequence[int]) -> None:
         """Keys and values of the layers below for these rows: those that came, or made anew from the tokens."""
@@ -161,7 +196,7 @@ class _Batch:
                     cache.v[layer][block, :n] = start.lower.values[layer][0].transpose(0, 1)
             elif start.token_ids is not None:
                 anew.append(i)
-                self.work[self.rows[i].place].append(Pass(self.layer / len(self.path), len(self.rows[i].prompt), 0, 0))
+                self.found[self.rows[i].place].work.append(Pass(self.layer / len(self.path), len(self.rows[i].prompt), 0, 0))
             else:
                 raise UserError(f"layers below {self.layer} have not seen what was said: send the tokens along, or the lower layers' cache")
         if anew:
