@@ -13,23 +13,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 from .clock import sleep_until
 from .network import Hop, Network
 
 FRAME_BYTES = 1500  # what is lost and sent again at once: an Ethernet frame
 _MASK = (1 << 64) - 1
-
-
-class Moved(NamedTuple):
-    """What a transfer took. `sent_bytes` counts every hop and what had to be sent again."""
-
-    seconds: float = 0.0
-    energy_j: float = 0.0
-    hops: int = 0
-    sent_bytes: int = 0
 
 
 class _Radio:
@@ -70,43 +60,50 @@ class _Station:
 
 
 class Fabric:
-    """A network as one world uses it. `seed` decides jitter and loss, together with the number of the transfer in this world."""
+    """A network as one world uses it. `seed` decides jitter and loss, together with the number of the message in this world."""
 
-    __slots__ = ("network", "seed", "_key", "_transfers", "_ways", "_radios", "_stations")
+    __slots__ = ("network", "seed", "_key", "_sent", "_ways", "_radios", "_stations")
 
     def __init__(self, network: Network, *, seed: int = 0):
         self.network = network
         self.seed = seed
         self._key = _mix(_mix(seed & _MASK) ^ 1)
-        self._transfers = 0
+        self._sent = 0
         self._ways: dict[tuple[str, str], _Way] = {}
         self._radios: dict[tuple[str, str], _Radio] = {}
         self._stations: dict[str, _Station] = {}
 
-    async def transfer(self, src: str, dst: str, nbytes: int, *, book: Callable[[Hop, float, int], None] | None = None) -> Moved:
-        """Move `nbytes` from one node to another, and return when the last of them has arrived.
+    def send(self, src: str, dst: str, nbytes: int, arrived: Callable[[], object], *, book: Callable[[Hop, float, int], None] | None = None) -> None:
+        """Send `nbytes` from one node to another, and call `arrived()` when the last of them is there. It goes all the way, whoever waits for it.
 
-        `book(hop, energy_j, sent_bytes)` is called as each link takes the message. From then on it is sent and costs what it costs, also when
-        the one who waits is cancelled; it then goes no further than that link. On one node nothing moves, costs, or lets others run.
-        Raises NoRoute and UnknownName.
+        `book(hop, energy_j, sent_bytes)` is called as each link takes the message. On one node nothing moves or costs, and `arrived` is called
+        before this returns. Raises NoRoute and UnknownName.
         """
         if nbytes < 0:
             raise ValueError(f"a message of {nbytes} bytes")
         route = self.network.route(src, dst)
-        if not route:
-            return Moved()
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        self._transfers += 1
-        number, energy_j, total_bytes = self._transfers, 0.0, 0
-        for position, hop in enumerate(route):
-            arrival, joules, sent_bytes = self._send(hop, nbytes, loop.time(), number, position)
-            energy_j += joules
-            total_bytes += sent_bytes
-            if book is not None:
-                book(hop, joules, sent_bytes)
-            await sleep_until(arrival)
-        return Moved(loop.time() - begun, energy_j, len(route), total_bytes)
+        self._sent += bool(route)
+        self._forward(asyncio.get_running_loop(), route, 0, nbytes, self._sent, arrived, book)
+
+    def _forward(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        route: Sequence[Hop],
+        position: int,
+        nbytes: int,
+        number: int,
+        arrived: Callable[[], object],
+        book: Callable[[Hop, float, int], None] | None,
+    ) -> None:
+        """The message is where hop `position` of its route begins."""
+        if position == len(route):
+            arrived()
+            return
+        hop = route[position]
+        arrival, energy_j, sent_bytes = self._take(hop, nbytes, loop.time(), number, position)
+        if book is not None:
+            book(hop, energy_j, sent_bytes)
+        loop.call_at(arrival, self._forward, loop, route, position + 1, nbytes, number, arrived, book)
 
     async def occupy(self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None) -> float:
         """Hold one of a node's slots for `seconds`, first come first served; give the seconds waited for it.
@@ -152,8 +149,8 @@ class Fabric:
             book(seconds)
         return began - asked
 
-    def _send(self, hop: Hop, nbytes: int, now: float, number: int, position: int) -> tuple[float, float, int]:
-        """Put a message in line on a link: (time of arrival, joules, bytes sent).
+    def _take(self, hop: Hop, nbytes: int, now: float, number: int, position: int) -> tuple[float, float, int]:
+        """A link takes a message: (time of arrival, joules, bytes sent).
 
         Arrivals keep the order of sending, whatever the jitter. Tail energy is counted once per radio and second: a message that finds the
         link's radio still awake from an earlier one, either way, pays only for how much longer it stays awake. Radios begin asleep.
@@ -203,7 +200,7 @@ def _skip(uniform: Iterator[float], log_kept: float) -> float:
 
 
 def _uniforms(key: int) -> Iterator[float]:
-    """Numbers in [0, 1) that depend on the key alone (SplitMix64, Steele et al. 2014): no state to keep, nothing shared between transfers."""
+    """Numbers in [0, 1) that depend on the key alone (SplitMix64, Steele et al. 2014): no state to keep, nothing shared between messages."""
     state = _mix(key)
     while True:
         state = (state + 0x9E3779B97F4A7C15) & _MASK

@@ -86,27 +86,26 @@ class Scene:
         move = moves.get((message.id, node, message._text)) or moves.get((message.id, node, said))
         if move is None:
             moves.setdefault((message.id, message.node, said), _HERE_ALL_THE_WHILE)
-            move = moves[message.id, node, said] = _Move()
-            move.task = asyncio.ensure_future(self._transfer(message, node, move))
+            move = _Move()
+            self._set_out(message, node, move)
+            moves[message.id, node, said] = move
         return move
 
-    async def _transfer(self, message: Message, node: str, move: _Move) -> None:
+    def _set_out(self, message: Message, node: str, move: _Move) -> None:
+        """Send a message to another node. Raises NoRoute."""
         loop = asyncio.get_running_loop()
         start_s, nbytes = loop.time(), message.size
-        try:
-            with self:
-                await self.fabric.transfer(message.node, node, nbytes, book=self.ledger.book_hop)
-            move.task = None  # its context knows the scene, and the scene its moves: a circle that only a collection would break
-        except Exception as error:
-            del self._moves[message.id, node, message._said]
+
+        def arrived() -> None:
+            self.__exit__()
+            move.arrived = True
             for waiter in move.waiters:
-                waiter.fail(error)
-            return
-        move.arrived = True
-        for waiter in move.waiters:
-            waiter.one_less()
-        if self.listener:
-            self.listener(Span("move", message.author, message.node, start_s, loop.time(), message.id, message._said, to=node, nbytes=nbytes))
+                waiter.one_less()
+            if self.listener:
+                self.listener(Span("move", message.author, message.node, start_s, loop.time(), message.id, message._said, to=node, nbytes=nbytes))
+
+        self.fabric.send(message.node, node, nbytes, arrived, book=self.ledger.book_hop)
+        self.__enter__()  # until it has arrived
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -148,12 +147,11 @@ class Scene:
 class _Move:
     """One message on its way to one node, and who waits for it there."""
 
-    __slots__ = ("arrived", "waiters", "task")
+    __slots__ = ("arrived", "waiters")
 
     def __init__(self, arrived: bool = False):
         self.arrived = arrived
         self.waiters: list[_Waiter] = []
-        self.task: asyncio.Task[None] | None = None  # asyncio itself keeps only weak references
 
 
 _HERE_ALL_THE_WHILE = _Move(arrived=True)
@@ -172,10 +170,6 @@ class _Waiter:
         self.missing -= 1
         if not self.missing and not self.future.done():
             self.future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 def stable_hash(*parts: object) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import statistics
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import simpy
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from aiflow_agents.errors import NoRoute, UnknownName
 from aiflow_agents.net.clock import World, run, sleep_until
-from aiflow_agents.net.fabric import Fabric, Moved
+from aiflow_agents.net.fabric import Fabric
 from aiflow_agents.net.network import Link, Network, Node, Radio
 from aiflow_agents.net.together import gather
 
@@ -44,14 +45,29 @@ async def at(when, coro):
     return await coro
 
 
-# --- transfers by hand ---
+class Moved(NamedTuple):
+    seconds: float
+    energy_j: float
+    hops: int
+    sent_bytes: int
+
+
+async def transfer(fabric, src, dst, nbytes):
+    """Send a message and wait for it: what it took."""
+    begun, booked, there = now(), [], asyncio.get_running_loop().create_future()
+    fabric.send(src, dst, nbytes, lambda: there.set_result(now()), book=lambda *hop: booked.append(hop))
+    arrived = await there
+    return Moved(arrived - begun, sum(joules for _, joules, _ in booked), len(booked), sum(sent for *_, sent in booked))
+
+
+# --- messages by hand ---
 
 
 def test_a_transfer_is_rate_and_latency_each_way_apart():
     async def task():
         fabric = Fabric(network(AB))
-        up = await fabric.transfer("a", "b", 500)
-        down = await fabric.transfer("b", "a", 500)
+        up = await transfer(fabric, "a", "b", 500)
+        down = await transfer(fabric, "b", "a", 500)
         return up, down, now()
 
     up, down, end = in_world(task())
@@ -66,7 +82,7 @@ def test_messages_wait_for_each_other_on_one_direction_and_not_on_the_other():
         fabric = Fabric(network(AB))
 
         async def send(when, src, dst, nbytes):
-            return await at(when, fabric.transfer(src, dst, nbytes)), now()
+            return await at(when, transfer(fabric, src, dst, nbytes)), now()
 
         moved = await gather(
             [send(0, "a", "b", 1000), send(0, "a", "b", 2000), send(0.5, "a", "b", 500), send(0, "b", "a", 1000), send(9, "a", "b", 0)]
@@ -81,7 +97,7 @@ def test_a_message_is_stored_and_forwarded():
 
     async def task():
         fabric = Fabric(network(AB, BC))
-        first, second = await gather([fabric.transfer("a", "c", 1000), fabric.transfer("a", "c", 1000)])
+        first, second = await gather([transfer(fabric, "a", "c", 1000), transfer(fabric, "a", "c", 1000)])
         return first, second
 
     first, second = in_world(task())
@@ -89,62 +105,79 @@ def test_a_message_is_stored_and_forwarded():
     assert second.seconds == pytest.approx(5.3)
 
 
-def test_moving_to_where_it_is_costs_nothing_and_lets_nobody_run():
+def test_sending_to_where_it_is_costs_nothing_and_lets_nobody_run():
     async def task():
-        fabric, ran = Fabric(network(AB)), []
-        asyncio.get_running_loop().call_soon(ran.append, 1)
-        moved = await fabric.transfer("a", "a", 10**9)
-        return moved, list(ran)
+        fabric, happened = Fabric(network(AB)), []
+        asyncio.get_running_loop().call_soon(happened.append, "others ran")
+        fabric.send("a", "a", 10**9, lambda: happened.append("arrived"), book=lambda *hop: happened.append(hop))
+        return list(happened), await transfer(fabric, "a", "a", 10**9)
 
-    assert in_world(task()) == (Moved(0, 0, 0, 0), [])
+    assert in_world(task()) == (["arrived"], (0, 0, 0, 0))
 
 
 def test_unknown_nodes_missing_routes_and_nonsense_are_refused():
     async def task():
         fabric = Fabric(Network("t", {"a": Node("a", "edge", 1, 1), "z": Node("z", "edge", 1, 1)}, (), "a"))
         with pytest.raises(NoRoute):
-            await fabric.transfer("a", "z", 1)
+            fabric.send("a", "z", 1, never)
         with pytest.raises(UnknownName):
-            await fabric.transfer("a", "y", 1)
+            fabric.send("a", "y", 1, never)
         with pytest.raises(UnknownName):
             await fabric.occupy("y", 1)
         with pytest.raises(ValueError, match="-1 bytes"):
-            await fabric.transfer("a", "a", -1)
+            fabric.send("a", "a", -1, never)
         for seconds in (-1, float("inf"), float("nan")):
             with pytest.raises(ValueError, match="seconds"):
                 await fabric.occupy("a", seconds)
 
+    def never():
+        raise AssertionError("nothing was sent")
+
     in_world(task())
 
 
-def test_a_transfer_makes_no_task_and_one_timer_a_hop():
+def test_a_message_takes_no_task_no_future_and_one_timer_a_hop():
     async def task():
         loop, timers = asyncio.get_running_loop(), []
-        original = loop.call_at
-        loop.call_at = lambda *args, **kwargs: timers.append(args[0]) or original(*args, **kwargs)
-        before = asyncio.all_tasks()
-        await Fabric(network(AB, BC)).transfer("a", "c", 1000)
-        return timers, asyncio.all_tasks() == before
+        call_at, create_future = loop.call_at, loop.create_future
+        loop.call_at = lambda *args, **kwargs: timers.append(args[0]) or call_at(*args, **kwargs)
+        loop.create_future = lambda: made.append("a future") or create_future()
+        Fabric(network(AB, BC)).send("a", "c", 1000, lambda: arrived.append(now()))
+        made.extend(asyncio.all_tasks() - {asyncio.current_task()} - outside)
+        await sleep_until(10)
+        return timers
 
-    timers, same = in_world(task())
-    assert timers == pytest.approx([1.1, 3.3]) and same
+    async def main():
+        outside.update(asyncio.all_tasks())
+        return await asyncio.get_running_loop().spawn(World("w"), task())
+
+    arrived, made, outside = [], [], set()
+    timers = run(main())
+    assert timers == [pytest.approx(1.1), 10, pytest.approx(3.3)], "10 is the test's own"
+    assert made == ["a future"], "so is this one"
+    assert arrived == timers[2:]
 
 
-def test_a_cancelled_transfer_is_sent_and_billed_on_its_link_but_goes_no_further():
+def test_whoever_stops_waiting_a_message_goes_all_the_way_and_is_billed_on_each_link():
+    """Left alone at 0.25, in the middle of a->b, which is busy until 1; b->c is taken at 1.1 and busy until 3.1."""
+
     async def task():
         link = replace(AB, send=Radio(base_w=2, j_per_byte=0.01))
-        fabric, booked = Fabric(network(link, BC)), []
+        fabric, booked, arrived = Fabric(network(link, BC)), [], []
+
+        async def send_and_wait():
+            fabric.send("a", "c", 1000, lambda: arrived.append(now()), book=lambda hop, joules, sent: booked.append((now(), hop.dst, joules, sent)))
+            await sleep_until(9)
+
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.25):
-                await fabric.transfer("a", "c", 1000, book=lambda hop, joules, sent: booked.append((hop.dst, joules, sent)))
-        behind = await fabric.transfer("a", "b", 1000)
-        over_there = await fabric.transfer("b", "c", 500)
-        return booked, behind.seconds, over_there.seconds
+                await send_and_wait()
+        behind = await transfer(fabric, "a", "c", 1000)
+        return booked, arrived, behind.seconds
 
-    booked, behind, over_there = in_world(task())
-    assert booked == [("b", pytest.approx(2 * 1 + 10), 1000)]
-    assert behind == pytest.approx(0.75 + 1 + 0.1)
-    assert over_there == pytest.approx(1 + 0.2)
+    booked, arrived, behind = in_world(task())
+    assert booked == [(0, "b", pytest.approx(2 * 1 + 10), 1000), (pytest.approx(1.1), "c", 0, 1000)]
+    assert arrived == pytest.approx([3.3]) and behind == pytest.approx(5.1 + 0.2 - 0.25)
 
 
 # --- energy by hand ---
@@ -157,9 +190,9 @@ def test_energy_is_base_bytes_and_one_tail_however_often_it_is_prolonged():
     async def task():
         link = replace(AB, send=Radio(2, 0.001, 0.5, 10), receive=Radio(0.2, 0.0001, 0.5, 10))
         fabric = Fabric(network(link, BC))
-        joules = [(await fabric.transfer("a", "b", 1000)).energy_j, (await fabric.transfer("b", "a", 2000)).energy_j]
+        joules = [(await transfer(fabric, "a", "b", 1000)).energy_j, (await transfer(fabric, "b", "a", 2000)).energy_j]
         await sleep_until(100)
-        joules.append((await fabric.transfer("a", "c", 1000)).energy_j)
+        joules.append((await transfer(fabric, "a", "c", 1000)).energy_j)
         return joules
 
     assert in_world(task()) == pytest.approx([2 + 1 + 5, 0.2 + 0.2 + 0.5 * 1.1, 8])
@@ -170,7 +203,7 @@ def test_two_worlds_have_two_radios():
     net = network(link)
 
     async def task():
-        return (await Fabric(net).transfer("a", "b", 1000)).energy_j
+        return (await transfer(Fabric(net), "a", "b", 1000)).energy_j
 
     async def main():
         return await gather(asyncio.get_running_loop().spawn(World(str(i)), task()) for i in range(3))
@@ -186,7 +219,7 @@ def many(link, seed, n=2000, nbytes=1000, gap=1000.0):
         fabric, out = Fabric(network(link), seed=seed), []
         for i in range(n):
             await sleep_until(i * gap)
-            out.append(await fabric.transfer("a", "b", nbytes))
+            out.append(await transfer(fabric, "a", "b", nbytes))
         return out
 
     return in_world(task())
@@ -212,16 +245,16 @@ def test_loss_sends_frames_again_and_waits_for_the_request():
     assert clean == pytest.approx(0.8**20, abs=0.01)
 
 
-def test_what_one_transfer_draws_does_not_depend_on_how_much_another_drew():
+def test_what_one_message_draws_does_not_depend_on_how_much_another_drew():
     link = replace(AB, loss=0.3, jitter_s=0.1)
     small, large = many(link, 5, n=30, nbytes=100), many(link, 5, n=30, nbytes=100_000)
     assert [round(m.seconds, 3) for m in small] != [round(m.seconds, 3) for m in large]
 
     async def mixed():
         fabric = Fabric(network(link), seed=5)
-        await fabric.transfer("a", "b", 100_000)
+        await transfer(fabric, "a", "b", 100_000)
         await sleep_until(1000.0)
-        return await fabric.transfer("a", "b", 100)
+        return await transfer(fabric, "a", "b", 100)
 
     assert in_world(mixed()) == small[1]
 
@@ -348,7 +381,7 @@ def ends_of(jobs, use):
 def test_a_link_is_an_m_d_1_queue():
     jobs = jobs_of(1, 3000, rate=0.8, service=lambda rng: 1000)
     fabric = Fabric(network(AB))
-    ends = ends_of(jobs, lambda size: fabric.transfer("a", "b", size))
+    ends = ends_of(jobs, lambda size: transfer(fabric, "a", "b", size))
     assert ends == pytest.approx(simpy_ends(jobs, [(1, 1 / 1000, 0.1)]))
     waited = statistics.mean(end - start for end, (start, _) in zip(ends, jobs, strict=True)) - 1.1
     assert waited == pytest.approx(0.8 / (2 * (1 - 0.8)), rel=0.25), "Pollaczek-Khinchine: rho / (2 (1 - rho))"
@@ -365,7 +398,7 @@ def test_a_node_is_an_m_m_c_queue(slots):
 def test_links_in_a_row_are_a_tandem_queue():
     jobs = jobs_of(3, 2000, rate=0.4, service=lambda rng: rng.randint(1, 2000))
     fabric = Fabric(network(AB, BC))
-    ends = ends_of(jobs, lambda size: fabric.transfer("a", "c", size))
+    ends = ends_of(jobs, lambda size: transfer(fabric, "a", "c", size))
     assert ends == pytest.approx(simpy_ends(jobs, [(1, 1 / 1000, 0.1), (1, 1 / 500, 0.2)]))
 
 
@@ -420,7 +453,7 @@ async def _send_all(fabric, plan):
 
     async def one(i, start, way, nbytes):
         await sleep_until(start)
-        moved = await fabric.transfer(*(("a", "b") if way == "up" else ("b", "a")), nbytes)
+        moved = await transfer(fabric, *(("a", "b") if way == "up" else ("b", "a")), nbytes)
         arrived.append((i, now(), moved))
 
     await gather(one(i, *message) for i, message in enumerate(plan))

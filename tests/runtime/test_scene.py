@@ -136,18 +136,38 @@ def test_who_stops_waiting_does_not_stop_the_transfer(stage: Any) -> None:
     assert took == [pytest.approx(SAID * 8 / 1600 + 0.125)]
 
 
+def test_what_is_on_its_way_at_the_end_is_billed_on_every_link_but_not_waited_for(stage: Any, line: Network) -> None:
+    team = stage.team(network=line, ann="phone")
+
+    async def run(team: Any) -> Any:
+        said = await team["ann"].ask("q")
+        asyncio.ensure_future(bring([said], "tower")).cancel()  # never begins
+        going = asyncio.ensure_future(bring([said], "cloud"))
+        await asyncio.sleep(0)
+        going.cancel()
+        return said
+
+    alone = stage.do(team, lambda team: team["ann"].ask("q")).usage
+    result, moved = moves(stage, team, run)
+    assert moved == [("ann.1", "phone", "cloud")]
+    assert result.usage.wire_bytes == 2 * SAID and result.usage.latency_s == alone.latency_s
+
+
 def test_no_route_is_the_tasks_failure_for_all_who_wait_and_every_time(stage: Any, line: Network) -> None:
     island = replace(line, links=line.links[:1])
-    team = stage.team(network=island, ann="phone", kim="cloud")
+    team = stage.team(network=island, ann="phone", tim="tower", kim="cloud")
 
     async def run(team: Any) -> Any:
         failures.extend(await gather([team["kim"].ask("q"), team["kim"].ask("q"), team["ann"].ask("q")], failures=True))
+        said = await team["tim"].ask("q")
+        failures.extend(await gather([said.to("cloud"), said.to("phone"), bring([failures[2], said], "cloud"), said.to("cloud")], failures=True))
         return await team["kim"].ask("q")
 
     failures: list[Any] = []
-    result = stage.do(team, run)
+    result, moved = moves(stage, team, run)
     assert result.error.startswith("NoRoute: no route from 'phone' to 'cloud' in network 'two-nodes'")
-    assert [type(failure).__name__ for failure in failures] == ["NoRoute", "NoRoute", "Message"]
+    assert [type(failure).__name__ for failure in failures] == ["NoRoute", "NoRoute", "Message", "NoRoute", "Message", "NoRoute", "NoRoute"]
+    assert moved == [("q0", "phone", "tower"), ("tim.2", "tower", "phone")] and result.usage.wire_bytes == QUESTION + SAID  # the rest moved nothing
 
 
 # --- calls ---
