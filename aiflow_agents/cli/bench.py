@@ -1,112 +1,143 @@
-"""`aiflow bench`: what our own machinery costs, measured here and now, as ratios."""
+"""`aiflow bench`: how fast the engine is beside transformers' own, and what an evaluation costs beside its models."""
 
 from __future__ import annotations
 
-import json as json_module
-from pathlib import Path
+from json import dumps
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ..errors import UserError
+bench = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
+)
 
-bench = typer.Typer(add_completion=False, help="Measure: our engine beside transformers' generate, and an evaluation beside its models alone.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
+MODELS = ("oak", "tally")  # the largest that is shipped, and one of those for devices
 Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
 
 
-@bench.command()
+@bench.command("engine", short_help="Tokens per second and memory, beside transformers.")
 def engine(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or folders. Default: tally and oak.", show_default=False)] = None,
-    suite: Annotated[str, typer.Option(help="Whose test questions are asked.")] = "specialists",
-    prompts: Annotated[int, typer.Option(min=1, help="How many questions; at batch 1 at most 16 of them.")] = 256,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help=f"Names or paths. Default: {' and '.join(MODELS)}.", show_default=False)
+    ] = None,
+    suite: Annotated[str, typer.Option(help="Whose test questions are the prompts.")] = "specialists",
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts; one by one is slow, so batch 1 takes at most 16 of them.")] = 128,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; repeatable. Default: 1 and 64.", show_default=False)] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 5,
-    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Also peak memory, of a process for each side.")] = True,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; most end by themselves before.")] = 32,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of both sides.")] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 3,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Also peak memory, each side in a process of its own.")] = True,
     display: Display = "rich",
-    json: AsJson = False,
+    json: Json = False,
 ) -> int:
-    """Our engine and transformers' generate side by side: same weights, float32, questions and ends, one thread; the same greedy text is checked.
+    """Our engine beside transformers' `generate`: tokens per second, peak memory, and whether both say the same.
 
-    Exits 1 if an answer differs anywhere but between two tokens that are equally likely within 1e-4.
+    Same weights, dtype, prompts and ends, greedy, one thread. Exit code 1 where the texts differ, other than at a tie of two logits within 1e-4.
     """
-    from .. import catalog
-    from ..bench.engine import bench_engine
-    from ..evals.suite import load_suites
-    from .display import watcher
+    from aiflow_agents import catalog
+    from aiflow_agents.bench.engine import bench_engine
+    from aiflow_agents.bench.machine import machine
+    from aiflow_agents.cli.display import watcher
+    from aiflow_agents.errors import UserError
+    from aiflow_agents.evals.suite import load_suites
+    from aiflow_agents.models.family.model import model_info
 
-    folders = [catalog.find("model", name).path for name in models or ["tally", "oak"]]
-    (one, *more) = load_suites(suite)
-    if more:
-        raise UserError(f"'{suite}' is a group of suites: take one of {', '.join(each.name for each in (one, *more))}")
-    questions = [task.question for task in one.tasks("test", seed, prompts)]
-    found = []
+    folders = [catalog.find("model", name).path for name in models or MODELS]
+    for folder in folders:
+        model_info(folder)  # a folder without weights is said before anything is measured
+    suites = load_suites(suite)
+    if len(suites) != 1:
+        raise UserError(f"'{suite}' is a group of suites: give one of {', '.join(one.name for one in suites)}")
+    questions = [task.question for task in suites[0].tasks("test", seed, prompts)]
+    about, sizes, found = machine(), batch or [1, 64], []
     with watcher(display) as watch:
-        watch.stage("engine", len(folders))
         for folder in folders:
-            found.append(bench_engine(folder, questions, batch_sizes=batch or (1, 64), max_tokens=max_tokens, repeats=repeats, memory=memory))
-            watch.advance(1)
-    result = {"machine": _machine(), "suite": one.name, "seed": seed, "models": found}
+            watch.stage(f"{folder.name}: batches of {', '.join(map(str, sizes))}", 0)
+            found.append(bench_engine(folder, questions, batch_sizes=sizes, dtype=dtype, max_tokens=max_tokens, repeats=repeats, memory=memory))
+    rows = [(model["model"], row) for model in found for row in model["batches"]]
     if json:
-        typer.echo(json_module.dumps(result, indent=2))
+        typer.echo(dumps({"suite": suites[0].name, "seed": seed, "machine": about, "models": found}, indent=2))
     else:
-        _show_engine(result)
-    return 1 if any(row["different"] for each in found for row in each["batches"]) else 0
+        _show_engine(rows, dtype)
+        _show_machine(about)
+    for name, row in rows:
+        for other in row["different"][:3]:
+            typer.echo(f"aiflow: {name} at batch {row['batch']}: another token at {other['at']}, where two logits lie {other['gap']:.2g} apart", err=True)
+    return 1 if any(row["different"] for _, row in rows) else 0
 
 
-@bench.command()
+@bench.command("overhead", short_help="What an evaluation adds to its models.")
 def overhead(
     suite: Annotated[str, typer.Argument(help="A suite by name or path.")] = "specialists",
-    limit: Annotated[int, typer.Option(min=1, help="How many test tasks.")] = 300,
-    runtime: Annotated[Literal["inline", "ray", "both"], typer.Option(help="Where models compute.")] = "both",
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="How many test tasks.")] = 200,
+    runtime: Annotated[Literal["both", "inline", "ray"], typer.Option(help="inline: this process; ray: one host a core.")] = "both",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 3,
+    seed: Annotated[int, typer.Option(help="Draws the questions, and every sampled answer.")] = 0,
     display: Display = "rich",
-    json: AsJson = False,
-) -> None:
-    """An evaluation against the very same model batches alone, start-up aside: wall time * cores used / time of the batches on one core."""
-    from ..bench.overhead import bench_overhead
-    from ..evals.evaluate import plan
-    from .display import watcher
+    json: Json = False,
+) -> int:
+    """A whole evaluation beside the model batches that it asks for, alone on the same hosts: how much dearer is it?
 
-    evaluation = plan(suite, seed=seed, limit=limit)
-    runtimes = ("inline", "ray") if runtime == "both" else (runtime,)
+    Start-up (imports, loading of weights, Ray) is on neither side. `wall` compares seconds on the clock, `cpu` the seconds of all cores used.
+    """
+    from aiflow_agents.bench.machine import machine
+    from aiflow_agents.bench.overhead import bench_overhead
+    from aiflow_agents.cli.display import watcher
+
+    about, found = machine(), []
     with watcher(display) as watch:
-        result = {"machine": _machine(), "seed": seed, **bench_overhead(evaluation, runtimes, repeats=repeats, watch=watch)}
+        for one in ("inline", "ray") if runtime == "both" else (runtime,):
+            found.append(bench_overhead(suite, runtime=one, limit=limit, seed=seed, repeats=repeats, watch=watch))
     if json:
-        typer.echo(json_module.dumps(result, indent=2))
-        return
-    typer.echo(f"{result['suite']}, {result['n_tasks']:,} test tasks, median of {repeats}; {result['machine']}\n")
-    typer.echo(f"{'runtime':8} {'cores':>5} {'batches':>8} {'calls':>8} {'evaluation':>11} {'batches alone':>14} {'ratio':>6}")
-    for name, row in result["runtimes"].items():
-        times = f"{row['wall_s']:9.2f} s {row['alone_s']:12.2f} s"
-        typer.echo(f"{name:8} {row['cores']:5} {row['batches']:8,} {row['calls']:8,} {times} {row['ratio']:6.2f}")
-    typer.echo("\nratio: seconds of the evaluation * cores / seconds of the same batches on one core")
+        typer.echo(dumps({"machine": about, "runtimes": found}, indent=2))
+        return 0
+    _show_overhead(found)
+    _show_machine(about)
+    return 0
 
 
-def _show_engine(result: dict[str, Any]) -> None:
-    typer.echo(f"questions of {result['suite']}, greedy, float32, one thread; {result['machine']}\n")
-    typer.echo(f"{'model':12} {'batch':>5} {'ours':>13} {'transformers':>14} {'ratio':>6}  {'same text':>12}  peak memory, ours and theirs")
-    for each in result["models"]:
-        for row in each["batches"]:
-            same = f"{row['identical']}/{row['prompts']}" + (f" +{row['ties']} ties" if row["ties"] else "")
-            rates = f"{row['ours_tokens_per_s']:7,.0f} tok/s {row['transformers_tokens_per_s']:8,.0f} tok/s"
-            peak = f"{row['ours_peak_mib']:.0f} and {row['transformers_peak_mib']:.0f} MiB" if "ours_peak_mib" in row else "-"
-            typer.echo(f"{each['model']:12} {row['batch']:5} {rates} {row['ratio']:6.2f}  {same:>12}  {peak}")
+# --- what is printed ---
 
 
-def _machine() -> str:
-    """Processor, cores and versions, as they stand beside every number."""
-    import os
-    import platform
-    from importlib.metadata import version
+def _show_engine(rows: list[tuple[str, dict[str, Any]]], dtype: str) -> None:
+    memory = all("ours_peak_mib" in row for _, row in rows)
+    head = ["model", "batch", "ours tok/s", "generate tok/s", "ratio", *(["ours MiB", "generate MiB"] if memory else []), "same text"]
+    lines = []
+    for name, row in rows:
+        peaks = [f"{row[f'{side}_peak_mib']:,.0f}" for side in ("ours", "transformers")] if memory else []
+        ties = f" ({row['ties']} at ties)" if row["ties"] else ""
+        same = f"{row['identical'] + row['ties']} of {row['prompts']}{ties}"
+        rates = f"{row['ours_tokens_per_s']:,.0f}", f"{row['transformers_tokens_per_s']:,.0f}"
+        lines.append([name, str(row["batch"]), *rates, f"{row['ratio']:.2f}x", *peaks, same])
+    _table(head, lines)
+    typer.echo(f"\n{dtype}, greedy, real stops; MiB are peaks of a process that does only this")
 
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
+
+def _show_overhead(found: list[dict[str, Any]]) -> None:
+    lines = []
+    for one in found:
+        for i, row in enumerate(one["rounds"], 1):
+            seconds = [f"{row[side][clock]:.1f}" for clock in ("wall_s", "cpu_s") for side in ("evaluation", "alone")]
+            lines.append([one["runtime"], str(i), *seconds, f"{row['wall_ratio']:.2f}x", f"{row['cpu_ratio']:.2f}x"])
+    _table(["runtime", "round", "wall: eval s", "alone s", "cpu: eval s", "alone s", "wall", "cpu"], lines)
+    typer.echo("")
+    for one in found:
+        what = f"{one['calls']:,} calls in {one['batches']:,} batches, {one['n_dev']:,} dev and {one['n_test']:,} test tasks of {one['suite']}"
+        if one["runtime"] == "ray":
+            typer.echo(f"ray: {one['cpu_ratio']:.2f}x per core used, {one['wall_ratio']:.2f}x on the clock over {one['hosts']} hosts; {what}")
+        else:
+            typer.echo(f"{one['runtime']}: {one['wall_ratio']:.2f}x ({one['cpu_ratio']:.2f}x in CPU seconds); {what}")
+
+
+def _show_machine(about: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    typer.echo(f"{about['cpu']}, {about['cores']} cores (load {about['load']}), {about['threads']} thread a process; Python {about['python']}, {versions}")
+
+
+def _table(head: list[str], lines: list[list[str]]) -> None:
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    for line in [head, *lines]:
+        first, rest = line[0].ljust(widths[0]), [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        typer.echo("  ".join([first, *rest]))
