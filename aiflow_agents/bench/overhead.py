@@ -26,7 +26,7 @@ from aiflow_agents.evals.evaluate import plan, start_hosts
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.run_folder import RunFolder
 from aiflow_agents.evals.runner import Evaluation, Silence, Watcher
-from aiflow_agents.models.protocol import Request, Turn
+from aiflow_agents.models.protocol import Reply, Request, Turn
 from aiflow_agents.runtime.hosts import Answers, Batches, Hosts
 from aiflow_agents.runtime.memory import Memory
 
@@ -42,6 +42,9 @@ class Recorder:
     def generate(self, batches: Batches) -> dict[str, Answers]:
         self.asked.append({model: list(requests) for model, requests in batches.items()})
         return self.hosts.generate(batches)
+
+    def know(self, model: str, request: Request, reply: Reply) -> None:
+        self.hosts.know(model, request, reply)
 
     def close(self) -> None: ...
 

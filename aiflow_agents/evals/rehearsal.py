@@ -14,7 +14,7 @@ from typing import Any
 from aiflow_agents.errors import NotHere, UnmetNeed, UserError
 from aiflow_agents.evals.rivals import MOST_SAMPLES
 from aiflow_agents.evals.runner import Evaluation, Silence
-from aiflow_agents.models.protocol import Reply, Request
+from aiflow_agents.models.protocol import Parcel, Reply, Request
 from aiflow_agents.runtime.hosts import Answers, Batches
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, Runs, run_jobs
@@ -94,10 +94,12 @@ class _Stage:
 
     def __init__(self) -> None:
         self.memory = Memory()
+        self.weights: dict[str, str] = {}
 
     def execute(self, jobs: Sequence[Job]) -> list[Result]:
         """The results in the order of the jobs. Raises _Endless."""
         results: dict[int, Result] = {}
+        self.weights.update({agent.folder: agent.info.weights_hash for job in jobs for agent in job.team})
         left = ENDLESS * len(jobs)
 
         def note(calls: int, executed: int) -> None:  # all calls: one that asks the same again and again executes one
@@ -113,8 +115,12 @@ class _Stage:
         return {model: [self._reply(model, request) for request in requests] for model, requests in batches.items()}
 
     def _reply(self, model: str, request: Request) -> Reply:
-        text = str(stable_hash(model, request.messages, request.seed) % 1000)
-        return Reply(text, (0, 0), (math.log(0.01), 0.0), sum(len(turn.content) for turn in request.messages), 2)
+        text = str(stable_hash(model, request.messages, request.seed, request.exit) % 1000)
+        tokens_in = sum(len(turn.content) for turn in request.messages)
+        parcel = Parcel(text, 1, self.weights[model], request.want, 1, (0, 0)) if request.want else None
+        return Reply(text, (0, 0), (math.log(0.01), 0.0), tokens_in, 2, parcel=parcel)
+
+    def know(self, model: str, request: Request, reply: Reply) -> None: ...
 
     def close(self) -> None: ...
 

@@ -35,7 +35,7 @@ class Want(NamedTuple):
     """
 
     layer: int
-    codec: str = "fp16"
+    codec: str = "float16"
     lower: bool = False
 
 

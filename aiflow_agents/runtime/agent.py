@@ -6,11 +6,11 @@ import asyncio
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from aiflow_agents.errors import MemberFailed
-from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Request, Sampling, Shape, Turn
+from aiflow_agents.errors import MemberFailed, UnmetNeed
+from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Request, Sampling, Shape, Turn, Want
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
@@ -50,6 +50,7 @@ class Agent:
     max_tokens: int = 32
     shape: Shape | None = None  # `costs_as`
     calibration: Calibration = AS_IT_IS
+    exit: int | None = None  # of a family; None is the whole model
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,27 +65,47 @@ class Agent:
         instruct: str | None = None,
         sampling: Sampling | None = None,
         sample: int = 0,
+        want: Want | None = None,
+        resume: Message | None = None,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
-        `sample` tells apart several draws of the same question. Raises MemberFailed when the model refuses the call.
+        `sample` tells apart several draws of the same question. `want` keeps the hidden states of the call with its message, which then travel with
+        `message.as_("hidden")`. From such a message, of a member of the same family, `resume` goes on instead of reading the question: greedily, and
+        the question itself does not travel. Raises MemberFailed when the model refuses the call, UnmetNeed for hidden states of another model.
         """
         scene = SCENE.get()
         loop = asyncio.get_running_loop()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
         with scene:
-            await scene.bring((asked, *heard), self.node)
-            request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
+            if resume is not None:
+                parcel = self._understood(resume)
+                await scene.bring((resume,), self.node)
+                request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, want=want, parcel=parcel)
+            else:
+                await scene.bring((asked, *heard), self.node)
+                request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
+                if want is not None or self.exit is not None:
+                    request = replace(request, exit=self.exit, want=want)
             start_s = loop.time()
             reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
             if isinstance(reply, CallError):
                 raise MemberFailed(self.name, reply.message)
             usage = await scene.compute(self.name, self.node, self.shape or self.info.shape, request, reply)
         confidence = None if reply.logprobs is None else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
-        id, parents = scene.next_id(self.name), tuple([message.id for message in heard])
+        id, parents = scene.next_id(self.name), tuple([message.id for message in ((resume,) if resume is not None else heard)])
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
-        return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence)
+        return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence, reply.parcel)
+
+    def _understood(self, message: Message) -> Parcel:
+        """The hidden states of a message, if they mean the same to this agent's model: same weights, and a layer that its exit passes."""
+        parcel = message._cargo
+        if message.form != "hidden" or not isinstance(parcel, Parcel):
+            raise UnmetNeed(f"{self.name} cannot go on from message {message.id}, which brings no hidden states: as_('hidden') sends them along")
+        if parcel.weights_hash != self.info.weights_hash:
+            raise UnmetNeed(f"{self.name} cannot go on from hidden states of {message.author}: their weights differ; send text instead")
+        return parcel
 
     def _request(self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int) -> Request:
         turns = [Turn("system", self.prompt)] if self.prompt else []

@@ -46,6 +46,8 @@ class Handover:
             if on_disk:
                 for answer in unknown:
                     answer.value = on_disk.get(answer.key)
+                    if isinstance(answer.value, Reply) and answer.value.parcel is not None:
+                        self.hosts.know(answer.model, answer.key[1], answer.value)
                 unknown = [answer for answer in unknown if answer.value is None]
             self._execute(unknown)
         self.note(len(calls), len(unknown))

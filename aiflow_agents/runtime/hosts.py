@@ -18,12 +18,19 @@ from aiflow_agents.models.protocol import CallError, Model, Reply, Request
 PIECE = 256  # requests in one piece: large enough for the engine, small enough to share out
 Answers = list[Reply | CallError]
 Batches = Mapping[str, Sequence[Request]]  # model key -> requests
+Bundle = dict[str, bytes]  # digest -> coded payload
 
 
 class Hosts(Protocol):
-    """Answers batches for several models at once."""
+    """Answers batches for several models at once.
+
+    Coded payloads (`models.protocol.Parcel`) stay with the hosts; who drives them knows names and sizes.
+    """
 
     def generate(self, batches: Batches) -> dict[str, Answers]: ...
+
+    def know(self, model: str, request: Request, reply: Reply) -> None:
+        """Told of an answer that was remembered: the payload that came with it is made again from this call when somebody needs it."""
 
     def close(self) -> None: ...
 
@@ -35,10 +42,14 @@ class Shelf:
         self._load = load or load_model
         self._models: dict[str, Model] = {}
 
-    def generate(self, model: str, requests: Sequence[Request]) -> Answers:
+    def generate(self, model: str, requests: Sequence[Request], *bundles: Bundle) -> tuple[Answers, Bundle]:
+        """Answers, and the payloads that came with them. `bundles` hold those that the requests go on from."""
         if model not in self._models:
             self._models[model] = self._load(model)
-        return self._models[model].generate(requests)
+        loaded = self._models[model]
+        if not hasattr(loaded, "exchange"):
+            return loaded.generate(requests), {}
+        return loaded.exchange(requests, {digest: coded for bundle in bundles for digest, coded in bundle.items()})
 
 
 def load_model(folder: str) -> Model:
@@ -51,17 +62,50 @@ def load_model(folder: str) -> Model:
     return FamilyModel.load(Path(folder))
 
 
+class Origins:
+    """Which call made which payload, so that one that is lost can be made again."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, tuple[str, Request]] = {}
+
+    def note(self, model: str, requests: Sequence[Request], replies: Sequence[Reply | CallError]) -> None:
+        for request, reply in zip(requests, replies, strict=True):
+            if isinstance(reply, Reply) and reply.parcel is not None:
+                self._calls[reply.parcel.digest] = model, request
+
+    def restore(self, requests: Sequence[Request], held: Mapping[str, Any], generate: Callable[[Batches], Any]) -> None:
+        """Make the payloads again that these requests need and nobody holds, from the calls that made them first, and those before."""
+        lost: dict[str, list[Request]] = {}
+        for request in requests:
+            if request.parcel is not None and request.parcel.digest not in held:
+                model, call = self._calls[request.parcel.digest]
+                if call not in lost.setdefault(model, []):
+                    lost[model].append(call)
+        if lost:
+            generate(lost)
+
+
 class InlineHosts:
     """Everything in this process: for tests, debugging and small runs."""
 
     def __init__(self, load: Callable[[str], Model] | None = None):
         self._shelf: Shelf | None = None
         self._load = load
+        self._origins, self._parcels = Origins(), Bundle()
 
     def generate(self, batches: Batches) -> dict[str, Answers]:
         if self._shelf is None:
             self._shelf = Shelf(self._load)
-        return {model: self._shelf.generate(model, requests) for model, requests in batches.items()}
+        found = {}
+        for model, requests in batches.items():
+            self._origins.restore(requests, self._parcels, self.generate)
+            found[model], packed = self._shelf.generate(model, requests, self._parcels)
+            self._parcels.update(packed)
+            self._origins.note(model, requests, found[model])
+        return found
+
+    def know(self, model: str, request: Request, reply: Reply) -> None:
+        self._origins.note(model, [request], [reply])
 
     def close(self) -> None:
         self._shelf = None
@@ -81,6 +125,8 @@ class RayHosts:
             ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         self._count = count or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(Shelf)
+        self._origins = Origins()
+        self._bundles: dict[str, Any] = {}  # digest -> reference to the bundle that holds it
         self._actors = [self._new_actor(index) for index in range(self._count)]
         self.restarts = 0
 
@@ -93,7 +139,9 @@ class RayHosts:
         pieces = deque((model, start) for model, requests in batches.items() for start in range(0, len(requests), _piece(len(requests), self._count)))
         size = {model: _piece(len(requests), self._count) for model, requests in batches.items()}
         answers: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
-        flying: dict[Any, tuple[int, tuple[str, int]]] = {}
+        for requests in batches.values():
+            self._origins.restore(requests, self._bundles, self.generate)
+        flying: dict[Any, tuple[int, tuple[str, int], Any]] = {}
         free = deque(range(self._count))
         deaths: dict[tuple[str, int], int] = {}
         while pieces or flying:
@@ -101,18 +149,29 @@ class RayHosts:
                 host, piece = free.popleft(), pieces.popleft()
                 model, start = piece
                 part = list(batches[model][start : start + size[model]])
-                flying[self._actors[host].generate.remote(model, part)] = (host, piece)
+                # the bundles go from host to host: what is fetched here is the answers alone
+                needed = dict.fromkeys(self._bundles[request.parcel.digest] for request in part if request.parcel is not None)
+                reference, bundle = self._actors[host].generate.options(num_returns=2).remote(model, part, *needed)
+                flying[reference] = (host, piece, bundle)
             done, _ = self._ray.wait(list(flying), timeout=0.5)
             for reference in done:
-                host, piece = flying.pop(reference)
+                host, piece, bundle = flying.pop(reference)
                 model, start = piece
+                part = list(batches[model][start : start + size[model]])
                 try:
-                    answers[model][start : start + size[model]] = self._ray.get(reference)
+                    made = answers[model][start : start + size[model]] = self._ray.get(reference)
+                    self._origins.note(model, part, made)
+                    self._bundles.update({reply.parcel.digest: bundle for reply in made if isinstance(reply, Reply) and reply.parcel is not None})
+                except self._ray.exceptions.ObjectLostError:  # a bundle went with the host that held it
+                    for request in part:
+                        if request.parcel is not None:
+                            self._bundles.pop(request.parcel.digest, None)
+                    self._origins.restore(part, self._bundles, self.generate)
+                    pieces.appendleft(piece)
                 except self._ray.exceptions.RayActorError as error:
                     deaths[piece] = deaths.get(piece, 0) + 1
                     if deaths[piece] >= 3:
-                        calls = len(batches[model][start : start + size[model]])
-                        raise AIFlowError(f"three hosts died over the same {calls} calls to {model}: {error}") from error
+                        raise AIFlowError(f"three hosts died over the same {len(part)} calls to {model}: {error}") from error
                     self.restarts += 1
                     self._ray.kill(self._actors[host])  # one that is only out of reach would keep its core
                     self._actors[host] = self._new_actor(host)
@@ -122,6 +181,9 @@ class RayHosts:
                     raise (error.cause if isinstance(error.cause, AIFlowError) else error.as_instanceof_cause()) from None
                 free.append(host)
         return answers
+
+    def know(self, model: str, request: Request, reply: Reply) -> None:
+        self._origins.note(model, [request], [reply])
 
     def processes(self) -> list[int]:
         """Process ids of the hosts, for those who want to watch or kill one."""

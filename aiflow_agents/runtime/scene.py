@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable
 from contextvars import ContextVar
+from typing import NamedTuple
 
 from aiflow_agents.models.protocol import Reply, Request, Shape
 from aiflow_agents.net.clock import settle
@@ -33,7 +34,7 @@ class Scene:
         self.ledger = Ledger()
         self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
         self._questions: dict[str, Message] = {}
-        self._prefilled: set[tuple[str, tuple[object, ...]]] = set()
+        self._prefilled: set[tuple[object, ...]] = set()
         self._made = 0
         self._working = 0
         self._over: asyncio.Future[None] | None = None
@@ -82,13 +83,16 @@ class Scene:
 
     def _move(self, message: Message, node: str) -> _Move:
         """The transfer, perhaps long done, that brings this message to `node`. Where all of its text has come, its answer has come too."""
-        moves, said = self._moves, message._said
-        move = moves.get((message.id, node, message._text)) or moves.get((message.id, node, said))
+        moves, freight = self._moves, message._freight
+        move = moves.get((message.id, node, message._text)) if message.form != "hidden" else None
+        move = move or moves.get((message.id, node, freight))
         if move is None:
-            moves.setdefault((message.id, message.node, said), _HERE_ALL_THE_WHILE)
+            moves.setdefault((message.id, message.node, freight), _HERE_ALL_THE_WHILE)
             move = _Move()
             self._set_out(message, node, move)
-            moves[message.id, node, said] = move
+            moves[message.id, node, freight] = move
+            if message.form == "hidden":  # its text has then come too
+                moves.setdefault((message.id, node, message._text), move)
         return move
 
     def _set_out(self, message: Message, node: str, move: _Move) -> None:
@@ -115,20 +119,18 @@ class Scene:
         A prompt that this member has already read for this task is not read again: further samples share its cache. What is cancelled is billed by
         the share of its time that it ran; what never began is not billed at all.
         """
-        prefill_flops, decode_flops = shape.flops(reply.tokens_in, reply.tokens_out)
-        tokens_in, prefill_bytes = reply.tokens_in, None
-        read = (member, request.messages)
+        read = (member, request.messages, request.parcel)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
-        if not fresh:
-            prefill_flops, tokens_in, prefill_bytes = 0.0, 0, 0.0
+        work = _Work.of(shape, reply, fresh)
+        tokens_in, prefill_flops, decode_flops = work.tokens_in, work.prefill_flops, work.decode_flops
         cost = price_call(
             self.network.node(node),
             prefill_flops=prefill_flops,
             decode_flops=decode_flops,
             weight_bytes=shape.weight_bytes,
-            steps=max(reply.tokens_out - 1, 0),
-            prefill_bytes=prefill_bytes,
+            steps=work.steps,
+            prefill_bytes=work.prefill_bytes,
         )
         flops, seconds = prefill_flops + decode_flops, cost.seconds
         start_s = asyncio.get_running_loop().time()
@@ -142,6 +144,28 @@ class Scene:
 
         await self.fabric.occupy(node, seconds, book=book)
         return Usage(flops, tokens_in, reply.tokens_out, 1, 0, asyncio.get_running_loop().time() - start_s, cost.energy_j)
+
+
+class _Work(NamedTuple):
+    """What one call has to compute: what is read first, and the passes that follow."""
+
+    tokens_in: int
+    prefill_flops: float
+    prefill_bytes: float | None  # None: all weights
+    decode_flops: float
+    steps: int
+
+    @classmethod
+    def of(cls, shape: Shape, reply: Reply, fresh: bool) -> _Work:
+        """`fresh`: the prompt has to be read, as this member has not read it for this task."""
+        if reply.work is None:
+            prefill_flops, decode_flops = shape.flops(reply.tokens_in, reply.tokens_out)
+            steps = max(reply.tokens_out - 1, 0)
+            return cls(reply.tokens_in, prefill_flops, None, decode_flops, steps) if fresh else cls(0, 0.0, 0.0, decode_flops, steps)
+        first = [run for run in reply.work if run.share < 1.0 or run.positions > 1]
+        single = [run for run in reply.work if run.share == 1.0 and run.positions == 1]
+        flops, nbytes = (sum(price(run) for run in first) for price in (shape.pass_flops, shape.pass_bytes))
+        return cls(reply.tokens_in, flops, nbytes, sum(map(shape.pass_flops, single)), len(single))
 
 
 class _Move:

@@ -44,6 +44,7 @@ class MemberFile(BaseModel):
     sampling: SamplingFile = SamplingFile()
     max_tokens: Annotated[int, Field(gt=0)] = 32
     costs_as: str | None = None
+    exit: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("model")
     @classmethod
@@ -174,12 +175,14 @@ def _mistake(what: str, file: Path, member: str, key: str) -> ConfigError:
 
 
 def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> Agent:
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.model import at_exit, model_info
 
     try:
         info = model_info(spec.model)
+        if spec.exit is not None:
+            info = at_exit(info, spec.model, spec.exit)
     except UserError as error:
-        raise _mistake(str(error), file, member, "model") from None
+        raise _mistake(str(error), file, member, "model" if spec.exit is None else "exit") from None
     return Agent(
         name=member,
         folder=spec.model,
@@ -191,4 +194,5 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> A
         sampling=Sampling(spec.sampling.temperature, spec.sampling.top_p),
         max_tokens=spec.max_tokens,
         shape=Shape(**asdict(named_shape(spec.costs_as))) if spec.costs_as else None,
+        exit=spec.exit,
     )

@@ -1,21 +1,27 @@
 """Frames: a small typed header and raw bytes, the same on every wire.
 
-    | kind: 1 byte | header length: 2 bytes | header: msgpack list | body: raw |
+    text      | kind: 1 byte | header length: 2 bytes | header: msgpack list | body: raw |
+    others    | kind: 1 byte | header length: 1 byte  | header: msgpack list of whole numbers | body: raw | crc32: 4 bytes |
 
-Nothing is ever unpickled. The size of a message is the length of its frame, never an estimate.
+Nothing is ever unpickled. The size of a message is the length of its frame, never an estimate. Damaged text can be seen; a damaged tensor looks like any
+other, so those frames end with a checksum. It also covers what both sides have agreed on (codec and calibration), which costs no further byte: a
+frame for another codec is refused like a damaged one.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import msgpack
 
 from aiflow_agents.errors import AIFlowError
 
-TEXT = 1
+TEXT, HIDDEN, LOGITS, KV, HELLO = 1, 2, 3, 4, 5
 _START = struct.Struct("<BH")
+_SEAL = struct.Struct("<I")
 
 
 class FrameError(AIFlowError):
@@ -59,3 +65,36 @@ def decode_text(frame: bytes) -> TextFrame:
     if not (confidence is None or isinstance(confidence, float) and 0 <= confidence <= 1):
         raise FrameError("damaged header: confidence out of range")
     return TextFrame(message_id, author, text, confidence)
+
+
+class Sealed(NamedTuple):
+    """A frame whose checksum is right."""
+
+    kind: int
+    header: list[int]
+    body: bytes
+
+
+def seal(kind: int, header: Sequence[int], body: bytes, agreed: bytes = b"") -> bytes:
+    """Frame a body with a header of whole numbers; `agreed` is what sender and receiver know already and must have in common."""
+    packed = msgpack.packb(list(header))
+    if len(packed) > 0xFF:
+        raise FrameError(f"a header of {len(packed)} bytes; there is room for 255")
+    frame = bytes((kind, len(packed))) + packed + body
+    return frame + _SEAL.pack(crc32(frame, crc32(agreed)))
+
+
+def unseal(frame: bytes, agreed: bytes = b"") -> Sealed:
+    """Open a sealed frame. Raises FrameError for anything else, whatever the bytes."""
+    if len(frame) < 2 + _SEAL.size or 2 + frame[1] + _SEAL.size > len(frame):
+        raise FrameError("the frame ends too early")
+    content, end = frame[: -_SEAL.size], 2 + frame[1]
+    if _SEAL.unpack(frame[-_SEAL.size :])[0] != crc32(content, crc32(agreed)):
+        raise FrameError("wrong checksum: the frame is damaged, or was written with another codec or calibration")
+    try:
+        header = msgpack.unpackb(frame[2:end], strict_map_key=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise FrameError(f"damaged header: {error}") from None
+    if not isinstance(header, list) or not all(type(number) is int and number >= 0 for number in header):
+        raise FrameError("damaged header: expected whole numbers")
+    return Sealed(frame[0], header, content[end:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ import jinja2
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat, chat_hash, read_json
 from aiflow_agents.models.family.config import DecoderConfig, weight_files
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request
+from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Reply, Request, Want
 
 if TYPE_CHECKING:
+    from aiflow_agents.models.family.courier import Courier
     from aiflow_agents.models.family.engine import Engine, Generated, Stop
+    from aiflow_agents.models.family.resume import Start
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -42,16 +45,21 @@ def model_info(path: str | Path, *, dtype: str = "float32") -> ModelInfo:
         engine="family",
         dtype=dtype,
         shape=config.shape(DTYPE_BYTES[dtype]),
-        capabilities=frozenset({"logprobs"}),
+        capabilities=frozenset({"logprobs", "hidden", "resume", "exits"} if len(config.exits) > 1 else {"logprobs", "hidden", "resume"}),
         max_context=config.max_context,
     )
+
+
+def at_exit(info: ModelInfo, path: str | Path, exit: int) -> ModelInfo:
+    """The same model, of which one exit answers: its shape is smaller. Raises `UserError` for an exit that is not there."""
+    return replace(info, shape=DecoderConfig.read(path).shape(DTYPE_BYTES[info.dtype], exit))
 
 
 class FamilyModel:
     """Answers requests with a checkpoint in the Hugging Face layout (Llama, Qwen2 or Qwen3)."""
 
-    def __init__(self, info: ModelInfo, chat: Chat, engine: Engine):
-        self.info, self.chat, self.engine = info, chat, engine
+    def __init__(self, info: ModelInfo, chat: Chat, engine: Engine, courier: Courier):
+        self.info, self.chat, self.engine, self.courier = info, chat, engine, courier
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: str = "float32", stable: bool = True) -> FamilyModel:
@@ -59,6 +67,7 @@ class FamilyModel:
         info, chat = model_info(path, dtype=dtype), Chat(path)
         import torch
 
+        from aiflow_agents.models.family.courier import Courier
         from aiflow_agents.models.family.decoder import Decoder
         from aiflow_agents.models.family.engine import Engine
 
@@ -68,10 +77,28 @@ class FamilyModel:
             raise UserError(
                 f"model folder {path}: its tokenizer knows {chat.vocab} tokens, the model {info.shape.vocab}; they do not belong together"
             )
-        return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable))
+        return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable), Courier(Path(path)))
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
         """Answer each request; one that cannot be answered gives a `CallError` in its place. Equal requests are computed once."""
+        return self.exchange(requests, {})[0]
+
+    def exchange(self, requests: Sequence[Request], parcels: Mapping[str, bytes]) -> tuple[list[Reply | CallError], dict[str, bytes]]:
+        """As `generate`, with the coded hidden states that requests go on from, by digest; gives those that requests want, by digest, too."""
+        replies: list[Reply | CallError | None] = [None] * len(requests)
+        packed: dict[str, bytes] = {}
+        groups: dict[tuple[int | None, bool], list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault((request.exit, request.parcel is not None), []).append(i)
+        for (exit, resumed), places in groups.items():
+            some = [requests[i] for i in places]
+            made = self._resume(some, exit, parcels, packed) if resumed else self._read(some, exit, packed)
+            for i, reply in zip(places, made, strict=True):
+                replies[i] = reply
+        return replies, packed  # type: ignore[return-value]
+
+    def _read(self, requests: Sequence[Request], exit: int | None, packed: dict[str, bytes]) -> list[Reply | CallError]:
+        """Answer requests that begin with their prompts, at one exit."""
         prompts: dict[Any, list[int] | CallError] = {}
         asked: dict[Any, int] = {}  # what decides an answer -> its place in the batch
         batch: list[tuple[list[int], Request]] = []
@@ -85,7 +112,7 @@ class FamilyModel:
                 continue
             greedy = request.sampling.temperature <= 0
             how = (None, None) if greedy else (request.sampling, request.seed)
-            key = (tuple(prompt), request.max_tokens, request.stop, *how)
+            key = (tuple(prompt), request.max_tokens, request.stop, request.want, *how)
             if key not in asked:
                 asked[key] = len(batch)
                 batch.append((prompt, request))
@@ -97,9 +124,50 @@ class FamilyModel:
             top_p=[request.sampling.top_p for _, request in batch],
             seeds=[request.seed for _, request in batch],
             stops=[self._stopper(request.stop) for _, request in batch],
+            exit=exit,
         )
         replies = [self._reply(prompt, request, one) for (prompt, request), one in zip(batch, made, strict=True)]
+        self._keep(batch, replies, packed)
         return [replies[place] if isinstance(place, int) else place for place in places]
+
+    def _keep(self, batch: Sequence[tuple[list[int], Request]], replies: list[Reply], packed: dict[str, bytes]) -> None:
+        """Put the hidden states that were wanted beside the replies. The last token of an answer was never fed, so it has none."""
+        from aiflow_agents.models.family.resume import Start, hidden_states
+
+        wanted: dict[tuple[int, bool], list[int]] = {}
+        for i, (_, request) in enumerate(batch):
+            if request.want is not None:
+                wanted.setdefault((request.want.layer, request.want.lower), []).append(i)
+        for (layer, lower), places in wanted.items():
+            said = [(*batch[i][0], *replies[i].token_ids[:-1]) for i in places]
+            states = hidden_states(self.engine.decoder, said, layer, lower=lower)
+            for i, ids, (hidden, kv) in zip(places, said, states, strict=True):
+                start = Start(layer, hidden, len(batch[i][0]), replies[i].token_ids, None if lower else ids, kv)
+                replies[i] = replace(replies[i], parcel=self._pack(start, batch[i][1].want, packed))
+
+    def _resume(
+        self, requests: Sequence[Request], exit: int | None, parcels: Mapping[str, bytes], packed: dict[str, bytes]
+    ) -> list[Reply | CallError]:
+        """Answer requests that go on from another one's hidden states, at one exit."""
+        from aiflow_agents.models.family.resume import resume
+
+        starts = [self.courier.unpack(parcels[request.parcel.digest], request.parcel) for request in requests if request.parcel]
+        further = [None if request.want is None else request.want.layer for request in requests]
+        found = resume(self.engine, starts, exit=exit, max_tokens=[request.max_tokens for request in requests], onward=further)
+        replies: list[Reply | CallError] = []
+        for request, one in zip(requests, found, strict=True):
+            parcel = None if one.onward is None else self._pack(one.onward, request.want, packed)
+            made = one.made
+            text = self.chat.text(made.token_ids)
+            replies.append(Reply(text, made.token_ids, made.logprobs, 0, len(made.token_ids), made.finish, tuple(one.work), parcel))
+        return replies
+
+    def _pack(self, start: Start, want: Want | None, packed: dict[str, bytes]) -> Parcel:
+        assert want is not None
+        coded = self.courier.pack(start, want)
+        digest = hashlib.sha256(coded).hexdigest()
+        packed[digest] = coded
+        return Parcel(digest, len(coded), self.info.weights_hash, want, start.prompt, start.draft)
 
     def _prompt(self, request: Request) -> list[int] | CallError:
         try:

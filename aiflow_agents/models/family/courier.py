@@ -1,0 +1,82 @@
+"""What leaves a host and what arrives at one: hidden states between the engine's tensors and the coded frames of `wire`.
+
+    Start --pack--> hidden frame [+ frame of keys and values] --unpack--> Start
+
+A codec is named as in `wire.codecs` (`float16`, `bfloat16`), or it is one that was fitted for this family and lies in `codecs/NAME.safetensors` of its
+folder.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import torch
+
+from aiflow_agents.errors import UnknownName
+from aiflow_agents.models.family.resume import Start
+from aiflow_agents.models.family.session import LowerCache
+from aiflow_agents.models.protocol import Parcel, Want
+from aiflow_agents.wire.calibration import load
+from aiflow_agents.wire.codecs import Codec, codec
+from aiflow_agents.wire.frame import FrameError
+from aiflow_agents.wire.payload import Hidden, KVCache
+
+_LENGTH = struct.Struct("<I")
+LOWER_CODEC = "float16"  # of keys and values, where the codec of the hidden states has nothing fitted for them
+
+
+class Courier:
+    """The codecs of one model folder, loaded when first used."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._codecs: dict[str, Codec] = {}
+
+    def codec(self, name: str) -> Codec:
+        """Raises `UnknownName` for a codec that neither needs fitting nor ships with this family."""
+        if name not in self._codecs:
+            file = self.folder / "codecs" / f"{name}.safetensors"
+            try:
+                self._codecs[name] = load(file) if file.is_file() else codec(name)
+            except UnknownName:
+                fitted = sorted(path.stem for path in (self.folder / "codecs").glob("*.safetensors"))
+                raise UnknownName(f"codec of model '{self.folder.name}'", name, [*fitted, "float16", "bfloat16", "float32"]) from None
+        return self._codecs[name]
+
+    def pack(self, start: Start, want: Want) -> bytes:
+        """The bytes that travel: one frame, or with a lower cache the length of the first (4 bytes) and two."""
+        tokens = None if start.token_ids is None else torch.tensor(start.token_ids).numpy()
+        hidden = self.codec(want.codec).encode(Hidden(start.layer, start.hidden.float().numpy(), tokens))
+        if start.lower is None:
+            return hidden
+        keys, values = (one[:, 0].float().numpy() for one in start.lower)
+        return _LENGTH.pack(len(hidden)) + hidden + self._lower(want).encode(KVCache(0, keys, values))
+
+    def unpack(self, coded: bytes, parcel: Parcel) -> Start:
+        """What a parcel's bytes say. Raises `FrameError` for damaged ones, and for another payload than the parcel tells of."""
+        want, cut = parcel.want, 0
+        if want.lower and want.layer:
+            if len(coded) < _LENGTH.size:
+                raise FrameError("the frame ends too early")
+            cut = _LENGTH.size + _LENGTH.unpack_from(coded)[0]
+        hidden = self.codec(want.codec).decode(coded[_LENGTH.size : cut] if cut else coded)
+        if not isinstance(hidden, Hidden) or hidden.layer != want.layer or len(hidden.states) != parcel.prompt + len(parcel.draft) - 1:
+            raise FrameError("these hidden states are not those of their message")
+        lower = self._lower(want).decode(coded[cut:]) if cut else None
+        if lower is not None and (not isinstance(lower, KVCache) or lower.stop != want.layer or lower.keys.shape[1] != len(hidden.states)):
+            raise FrameError("these keys and values are not those of their message")
+        return Start(
+            layer=hidden.layer,
+            hidden=torch.from_numpy(hidden.states),
+            prompt=parcel.prompt,
+            draft=parcel.draft,
+            token_ids=None if hidden.token_ids is None else tuple(hidden.token_ids.tolist()),
+            lower=None if lower is None else LowerCache(*(torch.from_numpy(one)[:, None] for one in (lower.keys, lower.values))),
+        )
+
+    def _lower(self, want: Want) -> Codec:
+        chosen = self.codec(want.codec)
+        if {"*", f"key.{want.layer - 1}"} & set(chosen.codings):
+            return chosen
+        return self.codec(LOWER_CODEC)

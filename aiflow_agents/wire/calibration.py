@@ -1,0 +1,43 @@
+"""A fitted codec as a file that ships with a family: safetensors, the spec in its metadata, one group of arrays a space.
+
+Such a file is read as numbers and checked; nothing in it is run, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from aiflow_agents.wire.codecs.codec import Codec
+from aiflow_agents.wire.codecs.registry import restore
+from aiflow_agents.wire.codecs.stored import Arrays, CalibrationError, Stored
+
+FORMAT = "aiflow-codec/1"
+
+
+def save(codec: Codec, file: str | Path) -> None:
+    """Write a fitted codec, whole or not at all."""
+    arrays = {f"{space}/{name}": array for space, coding in codec.codings.items() for name, array in coding.arrays().items()}
+    written = Path(f"{file}.part")
+    save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec, "spaces": json.dumps(sorted(codec.codings))})
+    os.replace(written, file)
+
+
+def load(file: str | Path) -> Codec:
+    """Read a fitted codec. Raises CalibrationError naming the file and what is wrong with it."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            about, arrays = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise CalibrationError(f"calibration {file} cannot be read ({error})") from None
+    if about.get("format") != FORMAT or "spec" not in about:
+        raise CalibrationError(f"calibration {file} is no fitted codec: its metadata lacks format {FORMAT} and a spec")
+    spaces: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        space, _, rest = name.rpartition("/")
+        spaces.setdefault(space, {})[rest] = array
+    return restore(about["spec"], {space: Stored(str(file), space, found) for space, found in spaces.items()})

@@ -1,0 +1,191 @@
+"""A codec: payload to frame and back. The size of a payload is the length of that frame.
+
+The header of a frame holds whole numbers: first the codec's tag (two bytes of its fingerprint), then what the payload is.
+
+    hidden    tag, layer, first position, positions, width, bytes of token ids | token ids, states
+    logits    tag, vocabulary, positions, values a position, bytes an index    | values, indices
+    kv        tag, first layer, layers, positions, heads, head size            | lengths of the parts (4 bytes each); keys, values, keys, ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from aiflow_agents.wire.codecs.plain import Coding, Known, Unchanged
+from aiflow_agents.wire.codecs.quantiser import CodecError
+from aiflow_agents.wire.frame import HIDDEN, KV, LOGITS, FrameError, Sealed, seal, unseal
+from aiflow_agents.wire.payload import Hidden, Ints, KVCache, Logits, Payload, PayloadError
+
+MAX_ELEMENTS = 1 << 26  # numbers in one payload: what a small frame may make a receiver allocate
+ANY = "*"
+
+
+class Codec:
+    """Made by `codec(spec)`, `fit(spec, samples)` or `load(file)`. `codings`: space (`hidden.3`, `key.0`, `value.0`, or `*` for any) -> coding."""
+
+    def __init__(self, spec: str, codings: Mapping[str, Coding], max_elements: int = MAX_ELEMENTS):
+        self.spec, self.codings, self.max_elements = spec, dict(codings), max_elements
+
+    def fidelity(self, dtype: str = "float32") -> Literal["exact", "lossy"]:
+        """Whether states that a model computed in this dtype come back bit for bit."""
+        kept = [coding.floats is not None and coding.floats.dtype in ("float32", dtype) for coding in self.codings.values()]
+        return "exact" if kept and all(kept) else "lossy"
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """sha256 of the spec and every fitted array: codecs are the same when these are. Compared in the handshake."""
+        digest = hashlib.sha256(self.spec.encode())
+        for space in sorted(self.codings):
+            for name, array in sorted(self.codings[space].arrays().items()):
+                digest.update(json.dumps([space, name, array.dtype.str, array.shape]).encode() + np.ascontiguousarray(array).tobytes())
+        return digest.digest()
+
+    @property
+    def tag(self) -> int:
+        return int.from_bytes(self.fingerprint[:2], "little")
+
+    # -- there ---------------------------------------------------------------------------------------------------------
+
+    def encode(self, payload: Payload, *, before: Hidden | None = None, told: bool = False) -> bytes:
+        """The frame that travels.
+
+        before: the positions before `payload.first`, as the receiver decoded them. told: the receiver has the token ids already, so they stay here.
+        Raises CodecError for a payload that this codec cannot code.
+        """
+        if isinstance(payload, Hidden):
+            return self._encode_hidden(payload, before, told)
+        return self._encode_logits(payload) if isinstance(payload, Logits) else self._encode_kv(payload)
+
+    def _encode_hidden(self, payload: Hidden, before: Hidden | None, told: bool) -> bytes:
+        positions, width = self._within(*payload.states.shape)
+        coding = self._coding(f"hidden.{payload.layer}", width)
+        ids = b"" if payload.token_ids is None or told else _pack_ids(payload.token_ids)
+        body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width)))
+        return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, len(ids)], ids + body)
+
+    def _encode_logits(self, payload: Logits) -> bytes:
+        floats = self._raw("logits")
+        positions, k = self._within(*payload.values.shape)
+        size = 0 if payload.indices is None else _id_size(payload.vocab - 1)
+        indices = b"" if payload.indices is None else payload.indices.astype(f"<u{size}").tobytes()
+        return self._seal(LOGITS, [payload.vocab, positions, k, size], floats.patterns(payload.values).tobytes() + indices)
+
+    def _encode_kv(self, payload: KVCache) -> bytes:
+        layers, positions, heads, dim = payload.keys.shape
+        self._within(2, layers, positions, heads, dim)
+        parts = [
+            self._coding(f"{kind}.{payload.start + i}", heads * dim).pack(array[i].reshape(positions, heads * dim), Known())
+            for i in range(layers)
+            for kind, array in (("key", payload.keys), ("value", payload.values))
+        ]
+        lengths = np.array([len(part) for part in parts], "<u4").tobytes()
+        return self._seal(KV, [payload.start, layers, positions, heads, dim], lengths + b"".join(parts))
+
+    def _seal(self, kind: int, header: list[int], body: bytes) -> bytes:
+        return seal(kind, [self.tag, *header], body, self.fingerprint)
+
+    # -- and back ------------------------------------------------------------------------------------------------------
+
+    def decode(self, frame: bytes, *, before: Hidden | None = None, token_ids: Ints | None = None) -> Payload:
+        """The payload of a frame; the same `before`, and the token ids where the sender left them out. Raises FrameError, whatever the bytes."""
+        sealed = unseal(frame, self.fingerprint)
+        kinds: dict[int, tuple[int, Callable[..., Payload]]] = {HIDDEN: (6, self._hidden), LOGITS: (5, self._logits), KV: (6, self._kv)}
+        if sealed.kind not in kinds:
+            raise FrameError("not a payload frame")
+        length, read = kinds[sealed.kind]
+        if len(sealed.header) != length or sealed.header[0] != self.tag:
+            raise FrameError(f"damaged header: expected {length} numbers, the first of them {self.tag}")
+        try:
+            return read(sealed, before, token_ids) if sealed.kind == HIDDEN else read(sealed)
+        except (CodecError, PayloadError) as error:
+            raise FrameError(f"damaged frame: {error}") from None
+
+    def _hidden(self, sealed: Sealed, before: Hidden | None, token_ids: Ints | None) -> Hidden:
+        layer, first, positions, width, id_bytes = sealed.header[1:]
+        self._within(positions, width)
+        coding = self._coding(f"hidden.{layer}", width)
+        if id_bytes > len(sealed.body):
+            raise FrameError("the frame ends within its token ids")
+        if id_bytes:
+            token_ids = _unpack_ids(sealed.body[:id_bytes], positions)
+        known = Known(token_ids, _check_before(before, layer, first, width))
+        return Hidden(layer, coding.unpack(sealed.body[id_bytes:], positions, width, known), token_ids, first)
+
+    def _logits(self, sealed: Sealed) -> Logits:
+        vocab, positions, k, size = sealed.header[1:]
+        self._within(positions, k)
+        floats = self._raw("logits")
+        cut = positions * k * floats.size
+        if size not in (0, 1, 2, 4) or k > vocab or len(sealed.body) != cut + positions * k * size:
+            raise FrameError("damaged logits: their sizes do not fit together")
+        values = floats.floats(np.frombuffer(sealed.body[:cut], f"<u{floats.size}")).reshape(positions, k)
+        indices = np.frombuffer(sealed.body[cut:], f"<u{size}").reshape(positions, k).astype(np.int64) if size else None
+        return Logits(values, indices, vocab)
+
+    def _kv(self, sealed: Sealed) -> KVCache:
+        start, layers, positions, heads, dim = sealed.header[1:]
+        self._within(2, layers, positions, heads, dim)
+        if 8 * layers > len(sealed.body):
+            raise FrameError("the frame ends within its table of lengths")
+        lengths = np.frombuffer(sealed.body[: 8 * layers], "<u4").astype(np.int64)
+        ends = np.concatenate([[8 * layers], 8 * layers + np.cumsum(lengths)])
+        if ends[-1] != len(sealed.body):
+            raise FrameError("damaged table of lengths")
+        parts = [
+            self._coding(f"{('key', 'value')[i % 2]}.{start + i // 2}", heads * dim).unpack(sealed.body[a:b], positions, heads * dim, Known())
+            for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))
+        ]
+        both = np.stack(parts) if parts else np.zeros((0, positions, heads * dim), np.float32)
+        both = both.reshape(layers, 2, positions, heads, dim)
+        return KVCache(start, both[:, 0], both[:, 1])
+
+    # -- what is possible ----------------------------------------------------------------------------------------------
+
+    def _coding(self, space: str, width: int) -> Coding:
+        found = self.codings.get(space) or self.codings.get(ANY)
+        if found is None:
+            raise CodecError(f"codec '{self.spec}' is fitted for {', '.join(sorted(self.codings))}; not for {space}")
+        if found.width not in (0, width):
+            raise CodecError(f"codec '{self.spec}' is fitted for {found.width} numbers a position of {space}, not for {width}")
+        return found
+
+    def _raw(self, what: str):
+        coding = self.codings.get(ANY)
+        if not isinstance(coding, Unchanged):
+            raise CodecError(f"codec '{self.spec}' does not code {what}; raw does")
+        return coding.floats
+
+    def _within(self, *shape: int) -> tuple[int, ...]:
+        elements = 1
+        for n in shape:  # python's integers, which do not overflow
+            elements *= max(n, 1)
+        if elements > self.max_elements:
+            raise CodecError(f"a payload of {elements:,} numbers; this receiver takes {self.max_elements:,}")
+        return shape
+
+
+def _check_before(before: Hidden | None, layer: int, first: int, width: int) -> Hidden | None:
+    if before is not None and (before.layer != layer or before.first != 0 or before.states.shape != (first, width)):
+        raise CodecError(f"what came before must be positions 0 .. {first - 1} of layer {layer}, {width} wide")
+    return before
+
+
+def _id_size(largest: int) -> int:
+    return 1 if largest < 1 << 8 else 2 if largest < 1 << 16 else 4
+
+
+def _pack_ids(token_ids: Ints) -> bytes:
+    return token_ids.astype(f"<u{_id_size(int(token_ids.max(initial=0)))}").tobytes()
+
+
+def _unpack_ids(body: bytes, positions: int) -> Ints:
+    size = len(body) // max(positions, 1)
+    if size not in (1, 2, 4) or size * positions != len(body):
+        raise FrameError(f"{len(body)} bytes of token ids for {positions} positions")
+    return np.frombuffer(body, f"<u{size}").astype(np.int64)

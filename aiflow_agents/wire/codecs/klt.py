@@ -1,0 +1,75 @@
+"""`klt`: the directions in which the states really vary, and with one step for all of them the classic transform code.
+
+The Karhunen-Loeve transform is the eigenvectors of the states' covariance. A uniform step in that basis spends bits where the variance is (reverse
+water-filling) and, entropy-coded, is the code to beat. `by=output` turns the basis so that not the error of the states counts but what it
+does to the next token: distances are taken in the metric of the outputs' Fisher information.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.wire.codecs.integer import integers
+from aiflow_agents.wire.codecs.quantiser import Quantiser
+from aiflow_agents.wire.codecs.sample import Sample
+from aiflow_agents.wire.payload import Floats
+
+FLOOR = 0.1  # of the mean sensitivity is granted to every direction: the estimate is an average over text and says nothing certain about small ones
+ROOM = 1.5  # coefficients may be so many times larger than any in calibration
+
+
+@dataclass(frozen=True)
+class Klt:
+    """Either one `step` for all directions, as a share of a channel's mean deviation, or `bits` each. `rank`: how many directions are sent (0: all)."""
+
+    step: float = 0.0
+    bits: int = 0
+    rank: int = 0
+    by: Literal["variance", "output"] = "variance"
+
+    def __post_init__(self) -> None:
+        if (self.step > 0) == (self.bits > 0) or self.step < 0:
+            raise UserError("codec 'klt' wants either a step or bits: klt:step=0.5 or klt:bits=4")
+
+    def fit(self, sample: Sample) -> Quantiser:
+        width = sample.states.shape[1]
+        if self.rank > width:
+            raise UserError(f"codec 'klt': rank {self.rank} is more than the states' width, {width}")
+        metric = np.eye(width) if self.by == "variance" else sensitivity(sample.need("gradients", "klt:by=output"))
+        analysis, synthesis, variance = basis(sample.second_moment(), metric)
+        mean, keep = sample.states.mean(0), slice(self.rank or None)
+        analysis, synthesis = np.ascontiguousarray(analysis[:, keep]), np.ascontiguousarray(synthesis[keep])
+        y = (sample.states - mean) @ analysis
+        if self.bits:
+            return integers(y, self.bits, mean=mean, analysis=analysis, synthesis=synthesis)
+        step = np.full(y.shape[1], max(self.step * np.sqrt(variance.mean()), 1e-12), np.float32)
+        return uniform(y, step, mean=mean, analysis=analysis, synthesis=synthesis)
+
+
+def basis(covariance: Floats, metric: Floats) -> tuple[Floats, Floats, Floats]:
+    """Analysis [width, width], synthesis (its inverse) and variance [width] of the coefficients, largest first; `metric` must be positive definite."""
+    values, vectors = np.linalg.eigh(metric)
+    root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
+    variance, turn = np.linalg.eigh(root @ covariance @ root)
+    turn, variance = turn[:, ::-1], np.maximum(variance[::-1], 0)
+    return (root @ turn).astype(np.float32), (turn.T @ inverse).astype(np.float32), variance.astype(np.float32)
+
+
+def sensitivity(gradients: Floats) -> Floats:
+    """How much the outputs mind an error in each direction, [width, width]: the gradients' second moment, with a floor, of mean 1."""
+    moment = gradients.T.astype(np.float64) @ gradients / len(gradients)
+    mean = np.trace(moment) / len(moment)
+    if not mean > 0:
+        raise UserError("calibration: the gradients are all zero, so no direction matters to the output")
+    return moment / mean + FLOOR * np.eye(len(moment))
+
+
+def uniform(y: Floats, step: Floats, **rest: Floats) -> Quantiser:
+    """A given step a column, and as many symbols as calibration coefficients y [n, columns] need, with room."""
+    reach = np.rint(ROOM * np.abs(y / step).max(0)) + 1
+    bits = np.minimum(np.ceil(np.log2(2 * reach + 1)), 24).astype(np.uint8)
+    return Quantiser(step, -(np.int32(1) << (bits.astype(np.int32) - 1)), bits, **rest)

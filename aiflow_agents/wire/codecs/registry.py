@@ -1,0 +1,103 @@
+"""Codecs by name: `raw:dtype=bfloat16`, `int8`, `klt:step=0.5+ans`. A name, its settings, and `+ans` where the symbols are entropy-coded.
+
+    raw          float32, float16 or bfloat16                   hadamard     rotated, then integers
+    int8, int4   integers, a scale a channel; int:bits=3        klt          by directions of variance; step=, bits=, rank=, by=output
+    outliers     some channels in float16, integers for others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from aiflow_agents.errors import UnknownName, UserError
+from aiflow_agents.wire.codecs.codec import ANY, Codec
+from aiflow_agents.wire.codecs.floats import FloatFormat, Raw
+from aiflow_agents.wire.codecs.hadamard import Hadamard
+from aiflow_agents.wire.codecs.integer import Integer
+from aiflow_agents.wire.codecs.klt import Klt
+from aiflow_agents.wire.codecs.outliers import Outliers
+from aiflow_agents.wire.codecs.plain import Coding, Plain, Unchanged
+from aiflow_agents.wire.codecs.sample import Sample
+from aiflow_agents.wire.codecs.stored import Stored
+
+Settings = Raw | Integer | Hadamard | Klt | Outliers
+NAMES: dict[str, type[Settings]] = {"raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers}
+SHORT = {"int8": "int:bits=8", "int4": "int:bits=4", "float32": "raw:dtype=float32", "float16": "raw:dtype=float16", "bfloat16": "raw:dtype=bfloat16"}
+RANGES = {"bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20)}
+
+
+class Spec(NamedTuple):
+    """A spec, read. `text` is the one way to write it, so that equal codecs have equal specs."""
+
+    text: str
+    settings: Settings
+    entropy: bool
+
+
+def parse(spec: str) -> Spec:
+    """Read a spec. Raises UnknownName with the nearest name, or UserError for a setting that is none."""
+    body, plus, suffix = spec.strip().partition("+")
+    if plus and suffix != "ans":
+        raise UserError(f"codec '{spec}': after '+' comes ans, not '{suffix}'")
+    name, _, given = SHORT.get(body, body).partition(":")
+    if name not in NAMES:
+        raise UnknownName("codec", name, [*NAMES, *SHORT])
+    kind = NAMES[name]
+    hints, values = get_type_hints(kind), {}
+    for pair in given.split(",") if given else ():
+        key, equals, value = pair.partition("=")
+        if key not in hints or not equals:
+            raise UserError(f"codec '{spec}': '{pair}' is no setting of {name}; it has {', '.join(f'{key}=' for key in hints)}")
+        values[key] = _value(spec, key, value, hints[key])
+    settings = kind(**values)
+    shown = [f"{f.name}={_show(getattr(settings, f.name))}" for f in fields(kind) if getattr(settings, f.name) != f.default or f.name == "bits" != name]
+    text = name + (":" + ",".join(shown) if shown else "") + ("+ans" if plus else "")
+    return Spec(text, settings, bool(plus))
+
+
+def codec(spec: str) -> Codec:
+    """A codec that needs no calibration. Raises UserError for one that does: `fit` it, or `load` one that was fitted."""
+    text, settings, entropy = parse(spec)
+    if not isinstance(settings, Raw) or entropy:
+        raise UserError(f"codec '{text}' is fitted on states of a model: `fit(spec, samples)` does that, `load(file)` reads one that ships with a family")
+    return Codec(text, {ANY: Unchanged(FloatFormat(settings.dtype))})
+
+
+def fit(spec: str, samples: Mapping[str, Sample]) -> Codec:
+    """Fit a codec. samples: space -> states, where a space is `hidden.3` (the input of layer 3), `key.0` or `value.0`."""
+    text, settings, entropy = parse(spec)
+    if isinstance(settings, Raw) and not entropy:
+        return codec(text)
+    codings: dict[str, Coding] = {}
+    for space, sample in samples.items():
+        quantiser = FloatFormat(settings.dtype, sample.states.shape[1]) if isinstance(settings, Raw) else settings.fit(sample)
+        codings[space] = Plain.fit(quantiser, sample.states, entropy)
+    return Codec(text, codings)
+
+
+def restore(spec: str, spaces: Mapping[str, Stored]) -> Codec:
+    """A fitted codec from stored arrays. Raises CalibrationError for arrays that do not fit."""
+    text, settings, entropy = parse(spec)
+    floats = FloatFormat(settings.dtype) if isinstance(settings, Raw) else None
+    return Codec(text, {space: Plain.restore(stored, floats, entropy) for space, stored in spaces.items()})
+
+
+def _value(spec: str, key: str, value: str, hint: Any) -> Any:
+    if choices := get_args(hint):
+        if value not in choices:
+            raise UserError(f"codec '{spec}': {key} is one of {', '.join(choices)}, not '{value}'")
+        return value
+    try:
+        found = hint(value)
+    except ValueError:
+        raise UserError(f"codec '{spec}': {key} is a number, not '{value}'") from None
+    low, high = RANGES[key]
+    if not low <= found <= high:
+        raise UserError(f"codec '{spec}': {key} lies between {low} and {high:g}, not at {value}")
+    return found
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

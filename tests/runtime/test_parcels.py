@@ -1,0 +1,187 @@
+"""Hidden states between members: they travel in real bytes, stay with the hosts, are made again when lost, and are refused where they mean nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.models.protocol import Parcel, Want
+from aiflow_agents.runtime.hosts import InlineHosts, RayHosts
+from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.run import Job, run_jobs
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.load import load_topology
+
+QUESTIONS = [f"{a}+{b}=" for a, b in ((11, 12), (35, 7), (8, 90), (41, 41), (5, 66))]
+ALWAYS, NEVER = (1.01, 1.01), (0.0, 0.0)
+
+
+@pytest.fixture(scope="session")
+def willow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random family of six layers with exits 1, 3 and 5, whose answers end now and then."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from aiflow_agents.training import tokenizer
+    from aiflow_agents.training.branches import add_branches
+
+    folder = tmp_path_factory.mktemp("agents") / "models" / "shrub"
+    torch.manual_seed(4)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer.VOCABULARY), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.3, tie_word_embeddings=True,
+        eos_token_id=list(range(2, 40)), pad_token_id=0,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    add_branches(model, (1, 3, 5))
+    model.save_pretrained(folder)
+    tokenizer.save(folder, 128)
+    return folder
+
+
+@pytest.fixture
+def team(willow: Path, tmp_path: Path) -> Team:
+    members = "\n".join(f"  {name}: {{model: {willow}, tier: {tier}, exit: {e}, max_tokens: 6}}" for name, tier, e in
+                        (("leaf", "device", 1), ("bough", "edge", 3), ("trunk", "cloud", 5)))  # fmt: skip
+    (tmp_path / "team.yaml").write_text(f"network: home-wifi\nmembers:\n{members}\n")
+    return Team.load(tmp_path / "team.yaml")
+
+
+def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = None, traced: bool = False) -> list[Any]:
+    found: dict[str, Any] = {}
+    jobs = [Job("x", topology, Task(q, q), team, traced=traced) for q in QUESTIONS]
+    run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), lambda result: found.update({result.job.task.id: result}))
+    assert [found[q].error for q in QUESTIONS] == [None] * len(QUESTIONS)
+    return [found[q] for q in QUESTIONS]
+
+
+def cascade(thresholds: tuple[float, float] = ALWAYS, **parameters: Any) -> Any:
+    return load_topology("exit-cascade", {"thresholds": thresholds, **parameters})
+
+
+def answers(results: list[Any]) -> list[str]:
+    return [result.answer for result in results]
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_going_on_says_what_starting_again_says_for_fewer_flops(team: Team, lower: bool) -> None:
+    """In float32 nothing is lost on the way, so the last exit's answer must come out; and each exit's own, where the cascade stops there."""
+    text, hidden = run(team, cascade(send="text")), run(team, cascade(codec="float32", lower=lower))
+    assert answers(hidden) == answers(text) == answers(run(team, load_topology("single", {"member": "trunk"})))
+    assert sum(r.usage.flops for r in hidden) < sum(r.usage.flops for r in text)
+    assert sum(r.usage.wire_bytes for r in hidden) > sum(r.usage.wire_bytes for r in text)
+    assert answers(run(team, cascade(NEVER))) == answers(run(team, load_topology("single", {"member": "leaf"})))
+    assert answers(run(team, cascade((1.01, 0.0), codec="float32", lower=lower))) == answers(run(team, load_topology("single", {"member": "bough"})))
+
+
+def test_nothing_is_recomputed_that_a_lower_cache_brings(team: Team) -> None:
+    """The device reads the prompt in two blocks, of which one is its own; with the cache of the layers below, cloud work never includes those."""
+    with_cache, with_tokens = (run(team, cascade(codec="float32", lower=lower)) for lower in (True, False))
+    assert sum(r.usage.flops for r in with_cache) < sum(r.usage.flops for r in with_tokens)
+
+
+def test_every_byte_is_on_the_bill(team: Team) -> None:
+    """A message with hidden states weighs its text frame and the coded payload, on every link that it crosses."""
+    parcels: list[Parcel] = []
+
+    class Watched(InlineHosts):
+        def generate(self, batches: Any) -> Any:
+            found = super().generate(batches)
+            parcels.extend(reply.parcel for replies in found.values() for reply in replies if reply.parcel)
+            assert all(len(self._parcels[parcel.digest]) == parcel.nbytes for parcel in parcels)
+            return found
+
+    results = run(team, cascade(codec="float16"), Watched(), traced=True)
+    moved = [span for result in results for span in result.spans if span.kind == "move" and span.nbytes > 300]
+    sizes = sorted(parcel.nbytes for parcel in parcels)
+    assert len(sizes) == 2 * len(QUESTIONS) and all(size >= 32 * 2 * 7 for size in sizes)  # two bytes a number, and more
+    for span, size in zip(sorted(moved, key=lambda span: span.nbytes), sizes, strict=True):
+        assert size < span.nbytes < size + 60
+
+
+def test_remembered_answers_need_no_payload_and_a_lost_one_is_made_again(team: Team, tmp_path: Path) -> None:
+    fresh = run(team, cascade((1.01, 0.0)))
+    with closing(Memory(tmp_path / "calls.sqlite")) as memory:
+        assert answers(run(team, cascade((1.01, 0.0)), memory=memory)) == answers(fresh)
+        first = memory.executed
+    with closing(Memory(tmp_path / "calls.sqlite")) as memory:  # another process: nobody holds a payload any more
+        assert answers(run(team, cascade((1.01, 0.0)), memory=memory)) == answers(fresh) and memory.executed == 0
+    with closing(Memory(tmp_path / "calls.sqlite")) as memory:  # and now one goes further than the first did
+        further = run(team, cascade(ALWAYS), memory=memory)
+        assert answers(further) == answers(run(team, cascade(ALWAYS))) and first > memory.executed > 0
+
+
+def test_hidden_states_of_other_weights_are_refused(team: Team, willow: Path, tmp_path: Path) -> None:
+    """A fine-tune has the same configuration and other weights: what it means by a hidden state is not what we mean."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "tuned"
+    shutil.copytree(willow, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"][0, 0] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    file = tmp_path / "mixed.yaml"
+    file.write_text((tmp_path / "team.yaml").read_text().replace(f"bough: {{model: {willow}", f"bough: {{model: {other}"))
+    mixed = Team.load(file)
+    with pytest.raises(UserError, match="different exits of one family"):
+        cascade().check(mixed)
+
+    class Careless(type(load_topology("single"))):  # type: ignore[misc]
+        async def run(self, task: Task, team: Team) -> Any:
+            said = await team["leaf"].ask(task.question, want=Want(1))
+            return await team["bough"].ask(task.question, resume=said.as_("hidden"))
+
+    found: list[Any] = []
+    run_jobs([Job("x", Careless(), Task("q", QUESTIONS[0]), mixed)], InlineHosts(), Memory(), found.append)
+    assert "their weights differ" in found[0].error
+
+
+def test_text_alone_cannot_be_resumed_and_only_what_was_kept_can_travel(team: Team) -> None:
+    async def without(task: Task, people: Team) -> Any:
+        return (await people["leaf"].ask(task.question)).as_("hidden")
+
+    async def as_text(task: Task, people: Team) -> Any:
+        return await people["bough"].ask(task.question, resume=await people["leaf"].ask(task.question, want=Want(1)))
+
+    for pattern, says in ((without, "has no hidden states"), (as_text, "brings no hidden states")):
+        found: list[Any] = []
+        topology = type("Pattern", (), {"run": staticmethod(pattern)})()
+        run_jobs([Job("x", topology, Task("q", QUESTIONS[0]), team)], InlineHosts(), Memory(), found.append)
+        assert says in found[0].error
+
+
+@pytest.fixture(scope="module")
+def ray_hosts() -> Iterator[Any]:
+    started = RayHosts(count=2)
+    yield started
+    started.close()
+
+
+@pytest.mark.ray
+def test_under_ray_payloads_go_from_host_to_host_and_never_through_the_driver(
+    team: Team, ray_hosts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    fetched: list[Any] = []
+    get = ray.get
+    monkeypatch.setattr(ray, "get", lambda reference, **options: fetched.append(reference) or get(reference, **options))
+    inline = run(team, cascade(codec="float32", lower=True))
+    over_ray = run(team, cascade(codec="float32", lower=True), ray_hosts)
+    assert [(r.answer, r.confidence, r.usage) for r in over_ray] == [(r.answer, r.confidence, r.usage) for r in inline]  # to the last bit
+    assert fetched and ray_hosts._bundles and not set(fetched) & set(ray_hosts._bundles.values())
+
+
+@pytest.mark.ray
+def test_under_ray_a_payload_that_died_with_its_host_is_made_again(team: Team, ray_hosts: Any) -> None:
+    memory = Memory()
+    run(team, cascade((1.01, 0.0)), ray_hosts, memory)
+    ray_hosts._bundles.clear()
+    assert answers(run(team, cascade(ALWAYS), ray_hosts, memory)) == answers(run(team, cascade(ALWAYS)))
