@@ -124,12 +124,12 @@ class Evaluation:
         trial = DevTrial(self.team, self.dev, self.suite.scorer, execute)
         watch.note(f"best member on dev: {trial.best_member} ({trial.scores[trial.best_member]:.1%} of {len(self.dev)})")
         fitted = {name: topology.fit(trial) for name, topology in chosen.items()}
-        best = self._best(fitted, trial)
+        best = self._best({name: topology for name, topology in fitted.items() if not topology.control}, trial)
         arms = [Arm(agent.name, "member", load_topology("single", {"member": agent.name})) for agent in self.team]
         if best:
             watch.note(f"best topology on dev: {best} ({trial.accuracy(fitted[best])[0]:.1%})")
             arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
-        return trial, arms + [Arm(name, "topology", topology) for name, topology in fitted.items()], best
+        return trial, arms + [Arm(name, "placebo" if topology.control else "topology", topology) for name, topology in fitted.items()], best
 
     def _executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Execute:
         def execute(jobs: Sequence[Job]) -> list[Result]:

@@ -32,11 +32,13 @@ class Want(NamedTuple):
     """What a call shall give back besides its text: the input of layer `layer` at every position of prompt and answer, coded by `codec`.
 
     `lower` adds the keys and values of the layers below, from which another node makes further tokens; without them it reads the tokens again.
+    `placebo` (zeros, noise) sends as many bytes that say nothing: a control.
     """
 
     layer: int
     codec: str = "float16"
     lower: bool = False
+    placebo: str = ""
 
 
 class Parcel(NamedTuple):

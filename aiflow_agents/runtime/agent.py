@@ -67,12 +67,15 @@ class Agent:
         sample: int = 0,
         want: Want | None = None,
         resume: Message | None = None,
+        max_tokens: int | None = None,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
         `sample` tells apart several draws of the same question. `want` keeps the hidden states of the call with its message, which then travel with
-        `message.as_("hidden")`. From such a message, of a member of the same family, `resume` goes on instead of reading the question: greedily, and
-        the question itself does not travel. Raises MemberFailed when the model refuses the call, UnmetNeed for hidden states of another model.
+        `message.as_("hidden")`; with `max_tokens` 0 that is all that is done: the layers below run, and nothing is said. From such a message, of a
+        member of the same family, `resume` goes on instead of reading the question: greedily, and the question itself does not travel.
+
+        Raises MemberFailed when the model refuses the call, UnmetNeed for hidden states of another model.
         """
         scene = SCENE.get()
         loop = asyncio.get_running_loop()
@@ -85,14 +88,14 @@ class Agent:
             else:
                 await scene.bring((asked, *heard), self.node)
                 request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
-                if want is not None or self.exit is not None:
-                    request = replace(request, exit=self.exit, want=want)
+                if want is not None or self.exit is not None or max_tokens is not None:
+                    request = replace(request, exit=self.exit, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
             start_s = loop.time()
             reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
             if isinstance(reply, CallError):
                 raise MemberFailed(self.name, reply.message)
             usage = await scene.compute(self.name, self.node, self.shape or self.info.shape, request, reply)
-        confidence = None if reply.logprobs is None else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
+        confidence = None if not reply.logprobs else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
         id, parents = scene.next_id(self.name), tuple([message.id for message in ((resume,) if resume is not None else heard)])
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))

@@ -74,6 +74,11 @@ class Topology(BaseModel):
         if missing:
             raise UnmetNeed(f"topology '{self.name()}' needs {missing}")
 
+    @property
+    def control(self) -> bool:
+        """Whether this is a placebo: a channel that carries nothing, which must not look like a team. It is judged apart and never chosen."""
+        return False
+
     @classmethod
     def name(cls) -> str:
         """The name of the pattern: that of its file, by convention."""

@@ -118,6 +118,22 @@ def test_remembered_answers_need_no_payload_and_a_lost_one_is_made_again(team: T
         assert answers(further) == answers(run(team, cascade(ALWAYS))) and first > memory.executed > 0
 
 
+def test_a_relay_answers_what_it_was_never_told_in_words(team: Team) -> None:
+    relay = load_topology("feature-relay", {"codec": "float32"})
+    results, whole = run(team, relay, traced=True), run(team, load_topology("single", {"member": "trunk"}))
+    assert answers(results) == answers(whole)
+    for result, alone in zip(results, whole, strict=True):
+        moves = [span for span in result.spans if span.kind == "move"]
+        assert [(span.who, span.text) for span in moves if span.to != "phone"] == [("leaf", "")]  # the question stays; what moves has no words
+        assert result.usage.flops == pytest.approx(alone.usage.flops, rel=0.02)  # nothing is run twice; norms are counted with the last block
+    for placebo in ("zeros", "noise"):
+        control = run(team, load_topology("feature-relay", {"codec": "float32", "placebo": placebo}))
+        assert all(a != b for a, b in zip(answers(control), answers(results), strict=True))
+        assert [r.usage.wire_bytes for r in control] == pytest.approx([r.usage.wire_bytes for r in results], abs=12)  # but for the answer's length
+    other = load_topology("feature-relay", {"codec": "float32", "placebo": "other", "others": [QUESTIONS[1]]})
+    assert set(answers(run(team, other))) == {answers(results)[1]}
+
+
 def test_hidden_states_of_other_weights_are_refused(team: Team, willow: Path, tmp_path: Path) -> None:
     """A fine-tune has the same configuration and other weights: what it means by a hidden state is not what we mean."""
     from safetensors.torch import load_file, save_file

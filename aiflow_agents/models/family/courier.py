@@ -2,8 +2,8 @@
 
     Start --pack--> hidden frame [+ frame of keys and values] --unpack--> Start
 
-A codec is named as in `wire.codecs` (`float16`, `bfloat16`), or it is one that was fitted for this family and lies in `codecs/NAME.safetensors` of its
-folder.
+A codec is named as in `wire.codecs` (`float16`, `bfloat16`), or it is one that was fitted for this family and lies in `codecs/NAME.safetensors` of
+its folder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from aiflow_agents.errors import UnknownName
 from aiflow_agents.models.family.resume import Start
@@ -47,10 +48,12 @@ class Courier:
     def pack(self, start: Start, want: Want) -> bytes:
         """The bytes that travel: one frame, or with a lower cache the length of the first (4 bytes) and two."""
         tokens = None if start.token_ids is None else torch.tensor(start.token_ids).numpy()
-        hidden = self.codec(want.codec).encode(Hidden(start.layer, start.hidden.float().numpy(), tokens))
+        states = placebo(start.hidden.float(), want.placebo) if want.placebo else start.hidden.float()
+        hidden = self.codec(want.codec).encode(Hidden(start.layer, states.numpy(), tokens))
         if start.lower is None:
             return hidden
-        keys, values = (one[:, 0].float().numpy() for one in start.lower)
+        both = [one[:, 0].float() for one in start.lower]
+        keys, values = (placebo(one, want.placebo).numpy() if want.placebo else one.numpy() for one in both)
         return _LENGTH.pack(len(hidden)) + hidden + self._lower(want).encode(KVCache(0, keys, values))
 
     def unpack(self, coded: bytes, parcel: Parcel) -> Start:
@@ -61,7 +64,8 @@ class Courier:
                 raise FrameError("the frame ends too early")
             cut = _LENGTH.size + _LENGTH.unpack_from(coded)[0]
         hidden = self.codec(want.codec).decode(coded[_LENGTH.size : cut] if cut else coded)
-        if not isinstance(hidden, Hidden) or hidden.layer != want.layer or len(hidden.states) != parcel.prompt + len(parcel.draft) - 1:
+        positions = parcel.prompt + max(len(parcel.draft) - 1, 0)
+        if not isinstance(hidden, Hidden) or hidden.layer != want.layer or len(hidden.states) != positions:
             raise FrameError("these hidden states are not those of their message")
         lower = self._lower(want).decode(coded[cut:]) if cut else None
         if lower is not None and (not isinstance(lower, KVCache) or lower.stop != want.layer or lower.keys.shape[1] != len(hidden.states)):
@@ -80,3 +84,17 @@ class Courier:
         if {"*", f"key.{want.layer - 1}"} & set(chosen.codings):
             return chosen
         return self.codec(LOWER_CODEC)
+
+
+def placebo(states: Tensor, kind: str) -> Tensor:
+    """What carries nothing and looks like these states, [..., width]: `zeros`, or `noise` with the norm of each. Seeded by the states.
+
+    A channel that helps as much with one of these as with the real thing does not help. Raises `UnknownName`.
+    """
+    if kind == "zeros":
+        return torch.zeros_like(states)
+    if kind == "noise":
+        seed = int(states.double().abs().sum().item() * 1e6) % 2**31
+        noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(seed))
+        return noise * (states.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+    raise UnknownName("placebo", kind, ("zeros", "noise"))

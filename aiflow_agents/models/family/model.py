@@ -13,7 +13,7 @@ import jinja2
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat, chat_hash, read_json
 from aiflow_agents.models.family.config import DecoderConfig, weight_files
-from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Reply, Request, Want
+from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Want
 
 if TYPE_CHECKING:
     from aiflow_agents.models.family.courier import Courier
@@ -143,7 +143,10 @@ class FamilyModel:
             states = hidden_states(self.engine.decoder, said, layer, lower=lower)
             for i, ids, (hidden, kv) in zip(places, said, states, strict=True):
                 start = Start(layer, hidden, len(batch[i][0]), replies[i].token_ids, None if lower else ids, kv)
-                replies[i] = replace(replies[i], parcel=self._pack(start, batch[i][1].want, packed))
+                parcel, work = self._pack(start, batch[i][1].want, packed), None
+                if not replies[i].token_ids:  # nothing was to be said, so only the layers below were run
+                    work = (Pass(layer / len(self.engine.decoder.config.path(batch[i][1].exit)), len(ids), 0, 0),)
+                replies[i] = replace(replies[i], parcel=parcel, work=work)
 
     def _resume(
         self, requests: Sequence[Request], exit: int | None, parcels: Mapping[str, bytes], packed: dict[str, bytes]

@@ -26,7 +26,7 @@ from aiflow_agents.models.protocol import Pass
 @dataclass(frozen=True)
 class Start:
     """What one row goes on from. `draft` are the tokens of the answer, the one that ended it included; it was never fed, so there are
-    `prompt + len(draft) - 1` positions.
+    `prompt + len(draft) - 1` positions, and `prompt` where there is no draft.
 
     hidden: [positions, width], the input of `layer`. To make tokens of its own a row also needs `lower` (rows = 1) or `token_ids` [positions].
     """
@@ -152,7 +152,7 @@ class _Batch:
         row.tokens += start.draft[:agreed]
         row.logprobs += logprobs[torch.arange(agreed), torch.tensor(start.draft[:agreed], dtype=torch.long)].tolist()
         share = (len(self.path) - self.layer) / len(self.path)
-        self.found[row.place].work.append(Pass(share, len(start.hidden), 0, len(start.draft)))
+        self.found[row.place].work.append(Pass(share, len(start.hidden), 0, max(len(start.draft), 1)))
         if agreed and row.tokens[-1] in engine.eos_ids:
             row.finish = "stop"
             return True
@@ -161,7 +161,7 @@ class _Batch:
             return True
         row.prompt = tuple(range(start.prompt + agreed))
         row.room -= agreed
-        if agreed == len(start.draft):  # it was cut short, not ended: its last token was never fed
+        if agreed and agreed == len(start.draft):  # it was cut short, not ended: its last token was never fed
             row.tokens.pop()
             row.logprobs.pop()
             row.prompt, row.room = row.prompt[:-1], row.room + 1

@@ -1,0 +1,59 @@
+"""One member only encodes, another one answers from its hidden states: the question's text never leaves the first one's node.
+
+    device: layers 0..k --hidden states, keys and values of the layers below--> edge: layers k.. and the answer --> home
+"""
+
+from typing import Literal, Self
+from zlib import crc32
+
+from pydantic import NonNegativeInt
+
+from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.models.protocol import Want
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.base import Needs, Topology, Trial
+from aiflow_agents.wire.message import Message
+
+
+class FeatureRelay(Topology):
+    """`encoder` (default: the first member) runs the layers below `layer` (default: its exit), `answerer` (default: the last member) the rest.
+
+    `placebo`: zeros, or noise of the same norm, in place of what was encoded; `other`: what was encoded of another question, one of the dev split.
+    """
+
+    encoder: str | None = None
+    answerer: str | None = None
+    layer: NonNegativeInt | None = None
+    codec: str = "float16"
+    placebo: Literal["", "zeros", "noise", "other"] = ""
+    others: tuple[str, ...] = ()
+    needs = Needs(members=2, capabilities=frozenset({"resume"}))
+
+    def check(self, team: Team) -> None:
+        super().check(team)
+        if len({agent.info.weights_hash for agent in team}) > 1:
+            raise UnmetNeed(f"topology 'feature-relay' needs members of one family; see {team}")
+        for name in (self.encoder, self.answerer):
+            if name:
+                team[name]  # raises UnknownName
+
+    @property
+    def control(self) -> bool:
+        return bool(self.placebo)
+
+    def fit(self, trial: Trial) -> Self:
+        return self.model_copy(update={"others": tuple(trial.questions[:50])}) if self.placebo == "other" and not self.others else self
+
+    async def run(self, task: Task, team: Team) -> Message:
+        first = team[self.encoder] if self.encoder else next(iter(team))
+        last = team[self.answerer] if self.answerer else list(team)[-1]
+        layer = self.layer if self.layer is not None else first.exit or 0
+        want = Want(layer, self.codec, lower=True, placebo="" if self.placebo == "other" else self.placebo)
+        question = task.question
+        if self.placebo == "other":
+            if not self.others:
+                raise UnmetNeed("topology 'feature-relay' with placebo=other takes its other questions from a dev split: use `aiflow eval`")
+            question = self.others[crc32(question.encode()) % len(self.others)]
+        encoded = await first.ask(question, want=want, max_tokens=0)
+        return await last.ask(task.question, resume=encoded.as_("hidden"))
