@@ -21,7 +21,7 @@ GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.01)
 class ExitCascade(Topology):
     """`thresholds`: how sure (calibrated) each exit but the last must be. None: the fewest FLOPs that on dev keep `keep` of the last's accuracy.
 
-    `send`: hidden states, coded by `codec`, or the question's text, as any cascade would. `lower` sends the keys and values of the lower layers along;
+    `send`: hidden states, coded by `codec`, or the question's text, as any cascade would. `lower` sends keys and values of the lower layers along;
     else the tokens go with the states, and a receiver that differs from the draft reads them again.
     """
 
