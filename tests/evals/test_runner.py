@@ -92,6 +92,31 @@ def test_copies_of_one_model_never_beat_it(room: Any) -> None:
     assert all(v["ties"] == 45 for v in report.summary["verdicts"] if v["against"] == "members") and report.gain == 0.0
 
 
+SHAM = """
+from aiflow_agents.topology.base import Topology
+
+class Sham(Topology):
+    @property
+    def control(self):
+        return True
+
+    async def run(self, task, team):
+        return await team[{"alpha": "ann", "bravo": "bob", "carol": "cid"}[task.question[:5]]].ask(task.question)
+"""
+
+
+def test_a_control_is_judged_apart_and_never_chosen(room: Any) -> None:
+    (room.root / "topologies").mkdir()
+    (room.root / "topologies" / "sham.py").write_text(SHAM)
+    room.suite("trick", dev=24, test=45, topologies="[majority, sham]")
+    summary = room.evaluate("trick").summary
+    assert summary["arms"]["sham"]["kind"] == "placebo" and summary["arms"]["sham"]["accuracy"] == 1.0
+    assert summary["best_topology"]["arm"] == "majority"
+    rows = [v for v in summary["verdicts"] if v["against"] == "members"]
+    assert [v["arm"] for v in rows] == ["majority", "sham"]
+    assert all(v["p_holm"] == v["p"] for v in rows)  # each alone in its family: a control makes nothing harder to show
+
+
 @pytest.mark.parametrize("know", [True, False])
 def test_where_all_know_all_or_nothing_there_is_nothing_to_show(room: Any, know: bool) -> None:
     room.knows = dict.fromkeys(room.knows, lambda question: know)
