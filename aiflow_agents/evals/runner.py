@@ -124,10 +124,10 @@ class Evaluation:
         trial = DevTrial(self.team, self.dev, self.suite.scorer, execute)
         watch.note(f"best member on dev: {trial.best_member} ({trial.scores[trial.best_member]:.1%} of {len(self.dev)})")
         fitted = {name: topology.fit(trial) for name, topology in chosen.items()}
-        best = self._best({name: topology for name, topology in fitted.items() if not topology.control}, trial)
+        best = self._best({name: topology for name, topology in chosen.items() if not topology.control}, trial)
         arms = [Arm(agent.name, "member", load_topology("single", {"member": agent.name})) for agent in self.team]
         if best:
-            watch.note(f"best topology on dev: {best} ({trial.accuracy(fitted[best])[0]:.1%})")
+            watch.note(f"best topology on dev: {best} ({trial.unseen(chosen[best])[0]:.1%} where it was not fitted)")
             arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
         return trial, arms + [Arm(name, "placebo" if topology.control else "topology", topology) for name, topology in fitted.items()], best
 
@@ -147,9 +147,9 @@ class Evaluation:
         return execute
 
     @staticmethod
-    def _best(fitted: Mapping[str, Topology], trial: DevTrial) -> str | None:
-        """The most accurate topology on dev; of equals the one with fewer FLOPs."""
-        results = {name: trial.accuracy(topology) for name, topology in fitted.items()}
+    def _best(topologies: Mapping[str, Topology], trial: DevTrial) -> str | None:
+        """The most accurate topology on questions of dev that it was not fitted on; of equals the one with fewer FLOPs."""
+        results = {name: trial.unseen(topology) for name, topology in topologies.items()}
         return max(results, key=lambda name: (results[name][0], -results[name][1])) if results else None
 
     def _test(self, arms: Sequence[Arm], tasks: Sequence[Task], team: Team, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> None:

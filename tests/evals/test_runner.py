@@ -92,6 +92,31 @@ def test_copies_of_one_model_never_beat_it(room: Any) -> None:
     assert all(v["ties"] == 45 for v in report.summary["verdicts"] if v["against"] == "members") and report.gain == 0.0
 
 
+CRAMMER = """
+from aiflow_agents.topology.base import Topology
+
+class Crammer(Topology):
+    notes: dict[str, str] = {}
+
+    def fit(self, trial):
+        knows = {q: next((m for m in trial.correct if trial.correct[m][i]), "ann") for i, q in enumerate(trial.questions)}
+        return self.model_copy(update={"notes": knows})
+
+    async def run(self, task, team):
+        return await team[self.notes.get(task.question, "ann")].ask(task.question)
+"""
+
+
+def test_who_has_learned_dev_by_heart_is_not_chosen_for_it(room: Any) -> None:
+    """On dev itself it is right wherever anyone is; on what it has not seen it is ann."""
+    (room.root / "topologies").mkdir()
+    (room.root / "topologies" / "crammer.py").write_text(CRAMMER)
+    room.suite("exam", dev=60, test=60, topologies="[router, crammer]")
+    summary = room.evaluate("exam").summary
+    assert summary["best_topology"]["arm"] == "router"
+    assert summary["arms"]["router"]["accuracy"] > summary["arms"]["crammer"]["accuracy"] + 0.2
+
+
 SHAM = """
 from aiflow_agents.topology.base import Topology
 
