@@ -15,7 +15,7 @@ from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology, Trial
 from aiflow_agents.wire.message import Message, standing_at
 
-GRID = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.01)
+GRID = (0.0, 0.4, 0.6, 0.75, 0.85, 0.93, 1.01)
 
 
 class ExitCascade(Topology):
