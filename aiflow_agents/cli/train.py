@@ -18,8 +18,8 @@ from ..errors import UserError
 from . import Interrupted
 
 if TYPE_CHECKING:
+    from ..training.loop import Progress
     from ..training.recipe import Recipe
-    from ..training.trainer import Progress
 
 WORK, OUT = Path("logs/train"), Path("agents/models")
 EVERY_S = 10.0  # between progress lines where there is no terminal

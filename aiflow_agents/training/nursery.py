@@ -21,8 +21,9 @@ from aiflow_agents.skills.questions import SKILLS
 from aiflow_agents.training.card import COUNT, SEED, Memo, card_for, peer_folder, seen
 from aiflow_agents.training.corpus import Heard
 from aiflow_agents.training.heard import collect, load_pool, save_pool
+from aiflow_agents.training.loop import Progress
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.training.trainer import Progress, Trainer
+from aiflow_agents.training.trainer import Trainer
 
 POOL_SEED = 77
 QUESTIONS = 12_000  # that the peers are asked
@@ -114,9 +115,9 @@ class Nursery:
         return trainer
 
     def _train(self, trainer: Trainer, until: int, pool: Sequence[Heard] = ()) -> None:
-        name = trainer.recipe.name
+        name, trainer.pool = trainer.recipe.name, pool
         for phase in range(int(trainer.state["phase"]) + 1, until + 1):
-            trainer.run(pool, lambda progress: self.progress(name, progress), until=phase)
+            trainer.run(lambda progress: self.progress(name, progress), until=phase)
             self._remember(trainer)
 
     def _remember(self, trainer: Trainer) -> None:

@@ -16,12 +16,13 @@ from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training import corpus
-from aiflow_agents.training import trainer as module
+from aiflow_agents.training import loop as module
 from aiflow_agents.training.branches import exit_states
 from aiflow_agents.training.corpus import Heard
+from aiflow_agents.training.loop import Progress
 from aiflow_agents.training.recipe import Recipe
 from aiflow_agents.training.tokenizer import prompt_ids
-from aiflow_agents.training.trainer import Progress, Trainer
+from aiflow_agents.training.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -51,7 +52,8 @@ def straight(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(corpus, "CHUNK", 64)
         trainer = Trainer(tiny, tmp_path_factory.mktemp("straight"))
-        trainer.run(pool())
+        trainer.pool = pool()
+        trainer.run()
     return trainer
 
 
@@ -72,7 +74,8 @@ def test_killed_again_and_again_it_ends_where_it_would_have(straight: Trainer, t
         trainer.resume()
         starts.append((trainer.state["phase"], trainer.state["chunk"], len(trainer._tensors())))
         try:
-            trainer.run(pool(), killing(3, seen), checkpoint_s=-1)
+            trainer.pool = pool()
+            trainer.run(killing(3, seen), checkpoint_s=-1)
             break
         except Killed:
             continue
@@ -133,7 +136,8 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(
             pass
     again = Trainer(tiny, tmp_path / "torn")
     assert again.resume()
-    again.run(pool())
+    again.pool = pool()
+    again.run()
     assert same(again, straight)
     assert sorted(file.name for file in again.checkpoint.iterdir()) == ["state.json", "tensors-2-0.safetensors"]
 
@@ -151,11 +155,13 @@ def test_ctrl_c_goes_back_to_a_whole_chunk(straight: Trainer, tiny: Recipe, tmp_
     monkeypatch.setattr(Trainer, "_step", pressed)
     trainer = Trainer(tiny, tmp_path / "pressed")
     with pytest.raises(KeyboardInterrupt):
-        trainer.run(pool())
+        trainer.pool = pool()
+        trainer.run()
     again = Trainer(tiny, tmp_path / "pressed")
     assert again.resume() and again.state["chunk"] == 1
     assert same(trainer, again)
-    trainer.run(pool())  # also without leaving the process
+    trainer.pool = pool()
+    trainer.run()  # also without leaving the process
     assert same(trainer, straight)
 
 
@@ -167,7 +173,8 @@ def test_until_stops_between_phases(straight: Trainer, tiny: Recipe, tmp_path: P
         trainer.run()
     trainer = Trainer(tiny, tmp_path / "two")
     assert trainer.resume()
-    trainer.run(pool())
+    trainer.pool = pool()
+    trainer.run()
     assert same(trainer, straight)
 
 
