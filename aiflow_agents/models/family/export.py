@@ -22,8 +22,6 @@ def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
     The branch's block becomes the last layer. Tokenizer and chat template come along. Raises `UserError` for an exit that is not there and for a
     folder that already holds a model.
     """
-    from safetensors.torch import save_file
-
     folder, out = Path(folder), Path(out)
     config = DecoderConfig.read(folder)
     path = config.path(exit)
@@ -36,15 +34,33 @@ def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
     plain |= {"model_type": kind, "architectures": [CLASSES[kind]], "num_hidden_layers": len(path)}
     if "layer_types" in raw:
         plain["layer_types"] = ["full_attention"] * len(path)
+    write(out, plain, tensors, beside=folder)
+    return out
+
+
+def write(out: Path, config: dict[str, Any], tensors: dict[str, Any], *, beside: Path) -> None:
+    """A model folder: config, tensors, and the tokenizer and chat template of the folder `beside`. The weights come last: where they are, all is."""
+    from safetensors.torch import save_file
+
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in BESIDE:
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, out / name)
+        if (beside / name).exists():
+            shutil.copyfile(beside / name, out / name)
     part = out / "model.safetensors.part"
     save_file(tensors, part, {"format": "pt"})
-    part.replace(out / "model.safetensors")  # the weights come last: where they are, all is
-    return out
+    part.replace(out / "model.safetensors")
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """All tensors of a model folder, as they are stored."""
+    from safetensors import safe_open
+
+    found: dict[str, Any] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}
+    return found
 
 
 def _branch(folder: Path, config: DecoderConfig, exit: int) -> dict[str, Any]:
@@ -80,14 +96,16 @@ def _branch(folder: Path, config: DecoderConfig, exit: int) -> dict[str, Any]:
 
 
 def sizes(folder: str | Path, dtype_bytes: int = 4) -> list[dict[str, Any]]:
-    """A row for each exit: `exit, blocks, parameters` (embedding and head counted once if tied), `flops_per_token` (one more token after an empty
-    context), `weight_bytes`."""
+    """A row for each exit, see `size_of`."""
     config = DecoderConfig.read(folder)
-    rows = []
-    for e in config.exits:
-        shape = config.shape(dtype_bytes, e)
-        embedding = config.vocab * config.width
-        count = shape.block_params + embedding + (0 if config.tied else shape.head_params)
-        flops = 2.0 * (shape.block_params + shape.head_params)
-        rows.append({"exit": e, "blocks": shape.layers, "parameters": count, "flops_per_token": flops, "weight_bytes": count * dtype_bytes})
-    return rows
+    return [size_of(config, e, dtype_bytes) for e in config.exits]
+
+
+def size_of(config: DecoderConfig, exit: int, dtype_bytes: int = 4) -> dict[str, Any]:
+    """`exit, blocks, parameters` (embedding and head counted once if tied), `flops_per_token` (one more token after an empty context),
+    `weight_bytes`, of the plain model that the exit makes."""
+    shape = config.shape(dtype_bytes, exit)
+    embedding = config.vocab * config.width
+    count = shape.block_params + embedding + (0 if config.tied else shape.head_params)
+    flops = 2.0 * (shape.block_params + shape.head_params)
+    return {"exit": exit, "blocks": shape.layers, "parameters": count, "flops_per_token": flops, "weight_bytes": count * dtype_bytes}
