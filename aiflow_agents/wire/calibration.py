@@ -5,10 +5,10 @@ Such a file is read as numbers and checked; nothing in it is run, and nothing is
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -21,9 +21,10 @@ FORMAT = "aiflow-codec/1"
 
 def save(codec: Codec, file: str | Path) -> None:
     """Write a fitted codec, whole or not at all."""
-    arrays = {f"{space}/{name}": array for space, coding in codec.codings.items() for name, array in coding.arrays().items()}
+    found = ((f"{space}/{name}", array) for space, coding in codec.codings.items() for name, array in coding.arrays().items())
+    arrays = {name: np.ascontiguousarray(array) for name, array in found}  # safetensors writes the memory of another layout as it lies
     written = Path(f"{file}.part")
-    save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec, "spaces": json.dumps(sorted(codec.codings))})
+    save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec})
     os.replace(written, file)
 
 

@@ -3,9 +3,9 @@
     text      | kind: 1 byte | header length: 2 bytes | header: msgpack list | body: raw |
     others    | kind: 1 byte | header length: 1 byte  | header: msgpack list of whole numbers | body: raw | crc32: 4 bytes |
 
-Nothing is ever unpickled. The size of a message is the length of its frame, never an estimate. Damaged text can be seen; a damaged tensor looks like any
-other, so those frames end with a checksum. It also covers what both sides have agreed on (codec and calibration), which costs no further byte: a
-frame for another codec is refused like a damaged one.
+Nothing is ever unpickled. The size of a message is the length of its frame, never an estimate. Damaged text can be seen; a damaged tensor looks
+like any other, so those frames end with a checksum. It also covers what both sides have agreed on (codec and calibration), which costs no further
+byte: a frame for another codec is refused like a damaged one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The header of a frame holds whole numbers: first the codec's tag (two bytes of its fingerprint), then what the payload is.
 
-    hidden    tag, layer, first position, positions, width, bytes of token ids | token ids, states
+    hidden    tag, layer, first position, positions, width, bytes a token id | token ids, states
     logits    tag, vocabulary, positions, values a position, bytes an index    | values, indices
     kv        tag, first layer, layers, positions, heads, head size            | lengths of the parts (4 bytes each); keys, values, keys, ...
 """
@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from aiflow_agents.wire.codecs.floats import FloatFormat
 from aiflow_agents.wire.codecs.plain import Coding, Known, Unchanged
 from aiflow_agents.wire.codecs.quantiser import CodecError
 from aiflow_agents.wire.frame import HIDDEN, KV, LOGITS, FrameError, Sealed, seal, unseal
@@ -24,6 +25,7 @@ from aiflow_agents.wire.payload import Hidden, Ints, KVCache, Logits, Payload, P
 
 MAX_ELEMENTS = 1 << 26  # numbers in one payload: what a small frame may make a receiver allocate
 ANY = "*"
+ID_SIZES = 0, 1, 2, 4  # bytes of a token id or an index; 0: there are none
 
 
 class Codec:
@@ -65,9 +67,10 @@ class Codec:
     def _encode_hidden(self, payload: Hidden, before: Hidden | None, told: bool) -> bytes:
         positions, width = self._within(*payload.states.shape)
         coding = self._coding(f"hidden.{payload.layer}", width)
-        ids = b"" if payload.token_ids is None or told else _pack_ids(payload.token_ids)
+        size = 0 if payload.token_ids is None or told else _id_size(int(payload.token_ids.max(initial=0)))
+        ids = b"" if payload.token_ids is None or not size else payload.token_ids.astype(f"<u{size}").tobytes()
         body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width)))
-        return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, len(ids)], ids + body)
+        return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, size], ids + body)
 
     def _encode_logits(self, payload: Logits) -> bytes:
         floats = self._raw("logits")
@@ -107,22 +110,22 @@ class Codec:
             raise FrameError(f"damaged frame: {error}") from None
 
     def _hidden(self, sealed: Sealed, before: Hidden | None, token_ids: Ints | None) -> Hidden:
-        layer, first, positions, width, id_bytes = sealed.header[1:]
+        layer, first, positions, width, size = sealed.header[1:]
         self._within(positions, width)
         coding = self._coding(f"hidden.{layer}", width)
-        if id_bytes > len(sealed.body):
+        if size not in ID_SIZES or size * positions > len(sealed.body):
             raise FrameError("the frame ends within its token ids")
-        if id_bytes:
-            token_ids = _unpack_ids(sealed.body[:id_bytes], positions)
+        if size:
+            token_ids = np.frombuffer(sealed.body[: size * positions], f"<u{size}").astype(np.int64)
         known = Known(token_ids, _check_before(before, layer, first, width))
-        return Hidden(layer, coding.unpack(sealed.body[id_bytes:], positions, width, known), token_ids, first)
+        return Hidden(layer, coding.unpack(sealed.body[size * positions :], positions, width, known), token_ids, first)
 
     def _logits(self, sealed: Sealed) -> Logits:
         vocab, positions, k, size = sealed.header[1:]
         self._within(positions, k)
         floats = self._raw("logits")
         cut = positions * k * floats.size
-        if size not in (0, 1, 2, 4) or k > vocab or len(sealed.body) != cut + positions * k * size:
+        if size not in ID_SIZES or k > vocab or len(sealed.body) != cut + positions * k * size:
             raise FrameError("damaged logits: their sizes do not fit together")
         values = floats.floats(np.frombuffer(sealed.body[:cut], f"<u{floats.size}")).reshape(positions, k)
         indices = np.frombuffer(sealed.body[cut:], f"<u{size}").reshape(positions, k).astype(np.int64) if size else None
@@ -155,7 +158,7 @@ class Codec:
             raise CodecError(f"codec '{self.spec}' is fitted for {found.width} numbers a position of {space}, not for {width}")
         return found
 
-    def _raw(self, what: str):
+    def _raw(self, what: str) -> FloatFormat:
         coding = self.codings.get(ANY)
         if not isinstance(coding, Unchanged):
             raise CodecError(f"codec '{self.spec}' does not code {what}; raw does")
@@ -178,14 +181,3 @@ def _check_before(before: Hidden | None, layer: int, first: int, width: int) -> 
 
 def _id_size(largest: int) -> int:
     return 1 if largest < 1 << 8 else 2 if largest < 1 << 16 else 4
-
-
-def _pack_ids(token_ids: Ints) -> bytes:
-    return token_ids.astype(f"<u{_id_size(int(token_ids.max(initial=0)))}").tobytes()
-
-
-def _unpack_ids(body: bytes, positions: int) -> Ints:
-    size = len(body) // max(positions, 1)
-    if size not in (1, 2, 4) or size * positions != len(body):
-        raise FrameError(f"{len(body)} bytes of token ids for {positions} positions")
-    return np.frombuffer(body, f"<u{size}").astype(np.int64)

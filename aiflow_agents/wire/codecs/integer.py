@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Integer:
         return integers(sample.states, self.bits)
 
 
-def integers(y: Floats, bits: int, **rest: Floats) -> Quantiser:
+def integers(y: Floats, bits: int, **rest: Any) -> Quantiser:
     """Symmetric integers for coefficients y [n, columns], each column with the step of least squared error on them."""
     most, columns = (1 << (bits - 1)) - 1 or 1, y.shape[1]  # one bit: -1 and 0
     largest = np.maximum(np.abs(y).max(0), 1e-12)

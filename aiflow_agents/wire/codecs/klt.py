@@ -8,9 +8,10 @@ does to the next token: distances are taken in the metric of the outputs' Fisher
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.wire.codecs.integer import integers
@@ -18,13 +19,15 @@ from aiflow_agents.wire.codecs.quantiser import Quantiser
 from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.payload import Floats
 
+Doubles = NDArray[np.float64]
+
 FLOOR = 0.1  # of the mean sensitivity is granted to every direction: the estimate is an average over text and says nothing certain about small ones
 ROOM = 1.5  # coefficients may be so many times larger than any in calibration
 
 
 @dataclass(frozen=True)
 class Klt:
-    """Either one `step` for all directions, as a share of a channel's mean deviation, or `bits` each. `rank`: how many directions are sent (0: all)."""
+    """Either one `step` for all directions, as a share of a channel's mean deviation, or `bits` each; of the first `rank` directions (0: all)."""
 
     step: float = 0.0
     bits: int = 0
@@ -39,8 +42,8 @@ class Klt:
         width = sample.states.shape[1]
         if self.rank > width:
             raise UserError(f"codec 'klt': rank {self.rank} is more than the states' width, {width}")
-        metric = np.eye(width) if self.by == "variance" else sensitivity(sample.need("gradients", "klt:by=output"))
-        analysis, synthesis, variance = basis(sample.second_moment(), metric)
+        metric = np.eye(width) if self.by == "variance" else sensitivity(sample.needed_gradients("klt:by=output"))
+        analysis, synthesis, variance = basis(covariance(sample.states), metric)
         mean, keep = sample.states.mean(0), slice(self.rank or None)
         analysis, synthesis = np.ascontiguousarray(analysis[:, keep]), np.ascontiguousarray(synthesis[keep])
         y = (sample.states - mean) @ analysis
@@ -50,16 +53,21 @@ class Klt:
         return uniform(y, step, mean=mean, analysis=analysis, synthesis=synthesis)
 
 
-def basis(covariance: Floats, metric: Floats) -> tuple[Floats, Floats, Floats]:
-    """Analysis [width, width], synthesis (its inverse) and variance [width] of the coefficients, largest first; `metric` must be positive definite."""
+def covariance(states: Floats) -> Doubles:
+    """Of states [n, width], [width, width]."""
+    return np.cov(states.T.astype(np.float64)).reshape(states.shape[1], states.shape[1])
+
+
+def basis(moment: Doubles, metric: Doubles) -> tuple[Floats, Floats, Floats]:
+    """Analysis [width, width], synthesis (its inverse) and the coefficients' variance [width], largest first; `metric` is positive definite."""
     values, vectors = np.linalg.eigh(metric)
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
-    variance, turn = np.linalg.eigh(root @ covariance @ root)
+    variance, turn = np.linalg.eigh(root @ moment @ root)
     turn, variance = turn[:, ::-1], np.maximum(variance[::-1], 0)
     return (root @ turn).astype(np.float32), (turn.T @ inverse).astype(np.float32), variance.astype(np.float32)
 
 
-def sensitivity(gradients: Floats) -> Floats:
+def sensitivity(gradients: Floats) -> Doubles:
     """How much the outputs mind an error in each direction, [width, width]: the gradients' second moment, with a floor, of mean 1."""
     moment = gradients.T.astype(np.float64) @ gradients / len(gradients)
     mean = np.trace(moment) / len(moment)
@@ -68,7 +76,7 @@ def sensitivity(gradients: Floats) -> Floats:
     return moment / mean + FLOOR * np.eye(len(moment))
 
 
-def uniform(y: Floats, step: Floats, **rest: Floats) -> Quantiser:
+def uniform(y: Floats, step: Floats, **rest: Any) -> Quantiser:
     """A given step a column, and as many symbols as calibration coefficients y [n, columns] need, with room."""
     reach = np.rint(ROOM * np.abs(y / step).max(0)) + 1
     bits = np.minimum(np.ceil(np.log2(2 * reach + 1)), 24).astype(np.uint8)

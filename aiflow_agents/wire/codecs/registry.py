@@ -2,7 +2,7 @@
 
     raw          float32, float16 or bfloat16                   hadamard     rotated, then integers
     int8, int4   integers, a scale a channel; int:bits=3        klt          by directions of variance; step=, bits=, rank=, by=output
-    outliers     some channels in float16, integers for others
+    outliers     some channels in float16, integers for others  predict      what tokens and past do not tell; always entropy-coded
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from aiflow_agents.wire.codecs.integer import Integer
 from aiflow_agents.wire.codecs.klt import Klt
 from aiflow_agents.wire.codecs.outliers import Outliers
 from aiflow_agents.wire.codecs.plain import Coding, Plain, Unchanged
+from aiflow_agents.wire.codecs.predictive import Predict, Predictive
 from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Stored
 
-Settings = Raw | Integer | Hadamard | Klt | Outliers
-NAMES: dict[str, type[Settings]] = {"raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers}
+Settings = Raw | Integer | Hadamard | Klt | Outliers | Predict
+NAMES: dict[str, type[Settings]] = {
+    "raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers, "predict": Predict,
+}  # fmt: skip
 SHORT = {"int8": "int:bits=8", "int4": "int:bits=4", "float32": "raw:dtype=float32", "float16": "raw:dtype=float16", "bfloat16": "raw:dtype=bfloat16"}
-RANGES = {"bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20)}
+ALWAYS = {("raw", "dtype"), ("int", "bits")}  # said even where it is the default
+RANGES = {"bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20), "boundary": (0, 1 << 30)}
 
 
 class Spec(NamedTuple):
@@ -52,16 +56,18 @@ def parse(spec: str) -> Spec:
             raise UserError(f"codec '{spec}': '{pair}' is no setting of {name}; it has {', '.join(f'{key}=' for key in hints)}")
         values[key] = _value(spec, key, value, hints[key])
     settings = kind(**values)
-    shown = [f"{f.name}={_show(getattr(settings, f.name))}" for f in fields(kind) if getattr(settings, f.name) != f.default or f.name == "bits" != name]
-    text = name + (":" + ",".join(shown) if shown else "") + ("+ans" if plus else "")
-    return Spec(text, settings, bool(plus))
+    if plus and name == "predict":
+        raise UserError(f"codec '{spec}': predict is always entropy-coded; leave +ans out")
+    chosen = [f.name for f in fields(kind) if getattr(settings, f.name) != f.default or (name, f.name) in ALWAYS]
+    text = ":".join([name, *filter(None, [",".join(f"{key}={_show(getattr(settings, key))}" for key in chosen)])])
+    return Spec({long: short for short, long in SHORT.items()}.get(text, text) + plus + suffix, settings, bool(plus))
 
 
 def codec(spec: str) -> Codec:
     """A codec that needs no calibration. Raises UserError for one that does: `fit` it, or `load` one that was fitted."""
     text, settings, entropy = parse(spec)
     if not isinstance(settings, Raw) or entropy:
-        raise UserError(f"codec '{text}' is fitted on states of a model: `fit(spec, samples)` does that, `load(file)` reads one that ships with a family")
+        raise UserError(f"codec '{text}' is fitted on states of a model: fit(spec, samples) does that, calibration.load(file) reads one that was")
     return Codec(text, {ANY: Unchanged(FloatFormat(settings.dtype))})
 
 
@@ -72,14 +78,16 @@ def fit(spec: str, samples: Mapping[str, Sample]) -> Codec:
         return codec(text)
     codings: dict[str, Coding] = {}
     for space, sample in samples.items():
-        quantiser = FloatFormat(settings.dtype, sample.states.shape[1]) if isinstance(settings, Raw) else settings.fit(sample)
-        codings[space] = Plain.fit(quantiser, sample.states, entropy)
+        fitted = FloatFormat(settings.dtype, sample.states.shape[1]) if isinstance(settings, Raw) else settings.fit(sample)
+        codings[space] = fitted if isinstance(fitted, Predictive) else Plain.fit(fitted, sample.states, entropy)
     return Codec(text, codings)
 
 
 def restore(spec: str, spaces: Mapping[str, Stored]) -> Codec:
     """A fitted codec from stored arrays. Raises CalibrationError for arrays that do not fit."""
     text, settings, entropy = parse(spec)
+    if isinstance(settings, Predict):
+        return Codec(text, {space: Predictive.restore(stored) for space, stored in spaces.items()})
     floats = FloatFormat(settings.dtype) if isinstance(settings, Raw) else None
     return Codec(text, {space: Plain.restore(stored, floats, entropy) for space, stored in spaces.items()})
 

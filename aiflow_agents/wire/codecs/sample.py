@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.wire.payload import Floats, Ints
@@ -32,13 +33,21 @@ class Sample:
         if self.lengths is not None and self.lengths.sum() != len(self.states):
             raise UserError(f"calibration: sequences of {self.lengths.sum()} positions in all, {len(self.states)} states")
 
-    def need(self, name: str, codec: str) -> Floats | Ints:
-        """An optional part; `UserError` naming the codec that cannot do without it."""
-        found: Floats | Ints | None = getattr(self, name)
-        if found is None:
-            raise UserError(f"codec '{codec}' is fitted with {name.replace('_', ' ')} of the calibration text; this sample has none")
-        return found
+    def needed_gradients(self, codec: str) -> Floats:
+        """The gradients; `UserError` naming the codec that cannot do without them."""
+        if self.gradients is None:
+            raise UserError(f"codec '{codec}' is fitted with gradients of the outputs; this sample has none")
+        return self.gradients
 
-    def second_moment(self) -> Floats:
-        """Covariance of the states, [width, width]."""
-        return np.cov(self.states.T.astype(np.float64)).reshape(self.states.shape[1], -1)
+    def padded(self, codec: str) -> tuple[Floats, Ints, NDArray[np.bool_]]:
+        """States [sequences, positions, width], token ids and which places are not padding, both [sequences, positions].
+
+        `UserError` naming the codec that wants whole sequences, where this sample has none.
+        """
+        if self.token_ids is None or self.lengths is None:
+            raise UserError(f"codec '{codec}' is fitted with the token ids and lengths of whole sequences; this sample has none")
+        present = np.arange(self.lengths.max()) < self.lengths[:, None]
+        states = np.zeros((*present.shape, self.states.shape[1]), np.float32)
+        ids = np.zeros(present.shape, np.int64)
+        states[present], ids[present] = self.states, self.token_ids
+        return states, ids, present

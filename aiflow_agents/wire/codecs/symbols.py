@@ -123,7 +123,7 @@ class Modelled:
 
 
 def smooth(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """Counts as whole numbers of 16 bits, none 0, drawn towards a two-sided geometric distribution of the same spread by the weight of two observations."""
+    """Counts as whole numbers of 16 bits, none 0, drawn a little (two observations) towards a two-sided geometric distribution of equal spread."""
     n, place = counts.sum(), np.arange(len(counts))
     centre = (counts * place).sum() / n if n else (len(counts) - 1) / 2
     spread = (counts * np.abs(place - centre)).sum() / n if n else len(counts)
