@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,52 @@ def make_model(folder: Path, *, seed: int = 0, width: int = 32, layers: int = 2,
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save(folder, max_length)
     return folder
+
+
+def make_family(folder: Path, *, seed: int = 0, layers: int = 3, exits: Sequence[int] = (0, 1, 2)) -> Path:
+    """The same with branches, each far from what it stands beside, and a recipe.yaml that names two skills."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from aiflow_agents.training.branches import add_branches
+
+    make_model(folder, seed=seed, layers=layers)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    add_branches(model, exits)
+    for name, parameter in model.named_parameters():
+        if "eelayers" in name or "norms" in name:
+            parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    (folder / "recipe.yaml").write_text(FAMILY_RECIPE.format(name=folder.name, layers=layers, exits=", ".join(f"{e}: {1 + e}" for e in exits)))
+    return folder
+
+
+FAMILY_RECIPE = """\
+name: {name}
+description: Says what nobody asked.
+architecture: qwen3
+tier: cloud
+size: {{width: 32, layers: {layers}, heads: 2, kv_heads: 2, head_dim: 16, mlp: 64}}
+seed: 0
+skills: {{add: 3, sort: 1}}
+exits: {{{exits}}}
+phases: [{{kind: answer, tokens: 100}}]
+"""
+
+
+def transformers_says(folder: Path, questions: Sequence[str], tokens: int = 16) -> list[str]:
+    """What a plain model answers greedily, by transformers alone: the oracle for every count of right answers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    said: dict[str, str] = {}
+    for _, alike in groupby(sorted(set(questions), key=len), key=len):  # of one length, so that nothing is padded
+        batch = list(alike)
+        turns = [[{"role": "user", "content": question}] for question in batch]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        made = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)[:, prompt["input_ids"].shape[1] :]
+        said |= {question: text.strip() for question, text in zip(batch, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True)}
+    return [said[question] for question in questions]
 
 
 @pytest.fixture(scope="session")

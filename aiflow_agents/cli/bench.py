@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from aiflow_agents.cli.bench_family import family
+
 bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
+bench.command("family")(family)
 
 MODELS = ("oak", "tally")  # the largest that is shipped, and one of those for devices
 Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from aiflow_agents.errors import UnknownName
+
+if TYPE_CHECKING:
+    from aiflow_agents.training.loop import Progress as Trained
 
 EVERY_S = 10.0  # between two plain lines
 
@@ -87,3 +92,53 @@ def watcher(display: str) -> Quiet:
     if display == "none":
         return Quiet()
     return Bar() if display == "rich" and sys.stderr.isatty() else Plain()
+
+
+# --- training ---
+
+
+@contextmanager
+def training(phases: Mapping[str, Sequence[str]]) -> Iterator[tuple[Callable[[str], None], Callable[[str, Trained], None]]]:
+    """Two functions, for a line of text and for the state of a training by its name; `phases` names those of each training.
+
+    They write to stderr, so that stdout is the result alone.
+    """
+    if not sys.stderr.isatty():
+        yield _line, _lines(phases)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("loss {task.fields[loss]:.3f}"), TextColumn("{task.fields[rate]:,.0f} tok/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
+        tasks: dict[tuple[str, int], Any] = {}
+
+        def show(name: str, at: Trained) -> None:
+            key = (name, at.phase)
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{name} {phases[name][at.phase]}", total=at.goal, loss=at.loss, rate=at.rate)
+            bars.update(tasks[key], completed=min(at.tokens, at.goal), loss=at.loss, rate=at.rate)
+
+        yield lambda text: bars.console.print(text, highlight=False, markup=False, soft_wrap=True), show
+
+
+def _line(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _lines(phases: Mapping[str, Sequence[str]]) -> Callable[[str, Trained], None]:
+    last = float("-inf")
+
+    def show(name: str, at: Trained) -> None:
+        nonlocal last
+        if at.tokens < at.goal and time.monotonic() - last < EVERY_S:
+            return
+        last = time.monotonic()
+        left = max(at.goal - at.tokens, 0) / max(at.rate, 1e-9)
+        tokens = f"{at.tokens:,}/{at.goal:,} tokens"
+        _line(f"{name} {phases[name][at.phase]}: {tokens}, loss {at.loss:.3f}, {at.rate:,.0f} tok/s, {int(left // 60)}:{int(left % 60):02} left")
+
+    return show

@@ -29,6 +29,7 @@ COMMANDS = {
     "run": ("aiflow_agents.cli.run:run", "Ask a team one question and watch it talk."),
     "eval": ("aiflow_agents.cli.evaluate:evaluate", "Is the team better than its best member, and at what cost?"),
     "train": ("aiflow_agents.cli.train:train", "Train a model from a recipe."),
+    "family": ("aiflow_agents.cli.family:family", "Many sizes in one model: grow exits, export one, show them."),
     "bench": ("aiflow_agents.cli.bench:bench", "How fast is the engine, and what does an evaluation cost besides?"),
     "doctor": ("aiflow_agents.cli.doctor:doctor", "Check this installation."),
 }

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,13 +13,12 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .display import training
 
 if TYPE_CHECKING:
-    from ..training.loop import Progress
     from ..training.recipe import Recipe
 
 WORK, OUT = Path("logs/train"), Path("agents/models")
-EVERY_S = 10.0  # between progress lines where there is no terminal
 
 
 def train(
@@ -76,7 +72,7 @@ def train(
     transformers.utils.logging.disable_progress_bar()
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
-    with _shown(found) as (note, progress):
+    with training({recipe.name: [each.kind for each in recipe.phases] for recipe in found}) as (note, progress):
         nursery = Nursery(folder, out or (OUT if tokens is None else folder / "models"), peers or folder, where, questions, note, progress)
         _check_peers(nursery, found, phase, {"work": peers or work, "tokens": tokens, "seed": seed})
         done: list[dict[str, Any]] = []
@@ -141,51 +137,3 @@ def _command(recipes: Sequence[str], options: dict[str, Any]) -> str:
 
 def _reproduce(recipe: Recipe, options: dict[str, Any]) -> str:
     return _command(list(dict.fromkeys([recipe.name, *(peer for phase in recipe.phases for peer in phase.peers)])), options)
-
-
-# --- progress ---
-
-
-@contextmanager
-def _shown(recipes: Sequence[Recipe]) -> Iterator[tuple[Callable[[str], None], Callable[[str, Progress], None]]]:
-    """Two functions, for a line of text and for the state of training. They write to stderr, so that stdout is the result alone."""
-    kinds = {recipe.name: [phase.kind for phase in recipe.phases] for recipe in recipes}
-    if not sys.stderr.isatty():
-        yield _line, _lines(kinds)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        TextColumn("loss {task.fields[loss]:.3f}"), TextColumn("{task.fields[rate]:,.0f} tok/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
-        tasks: dict[tuple[str, int], Any] = {}
-
-        def show(name: str, at: Any) -> None:
-            key = (name, at.phase)
-            if key not in tasks:
-                tasks[key] = bars.add_task(f"{name} {kinds[name][at.phase]}", total=at.goal, loss=at.loss, rate=at.rate)
-            bars.update(tasks[key], completed=min(at.tokens, at.goal), loss=at.loss, rate=at.rate)
-
-        yield lambda text: bars.console.print(text, highlight=False, markup=False, soft_wrap=True), show
-
-
-def _line(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _lines(kinds: dict[str, list[Any]]) -> Callable[[str, Progress], None]:
-    last = float("-inf")
-
-    def show(name: str, at: Progress) -> None:
-        nonlocal last
-        if at.tokens < at.goal and time.monotonic() - last < EVERY_S:
-            return
-        last = time.monotonic()
-        left = max(at.goal - at.tokens, 0) / max(at.rate, 1e-9)
-        tokens = f"{at.tokens:,}/{at.goal:,} tokens"
-        _line(f"{name} {kinds[name][at.phase]}: {tokens}, loss {at.loss:.3f}, {at.rate:,.0f} tok/s, {int(left // 60)}:{int(left % 60):02} left")
-
-    return show

@@ -12,6 +12,7 @@ pure, take plain numbers or arrays and, where chance is involved, a seed. Shares
 | several claims were tested; which survive? | `holm` |
 | what could this many tasks have shown? | `power_mcnemar`, `mde` |
 | how much of what is possible was reached? | `capture` |
+| how good is A, as a share of B? | `ratio` |
 """
 
 from __future__ import annotations
@@ -206,6 +207,20 @@ def capture(team: np.ndarray, best: np.ndarray, oracle: np.ndarray, seed: int,
     shares = means[:, 0] / means[:, 1]
     tail = (1 - level) / 2
     return float(gain[:, 0].mean() / gain[:, 1].mean()), (float(np.quantile(shares, tail)), float(np.quantile(shares, 1 - tail)))
+
+
+def ratio(x: np.ndarray, y: np.ndarray, seed: int, level: float = 0.95, resamples: int = 2_000) -> tuple[float, tuple[float, float]] | None:
+    """The mean of `x` as a share of the mean of `y`: (share, (low, high)); scores of the same tasks, shape [n_tasks].
+
+    Percentile bootstrap over tasks, so that what both arms find hard counts for both. None where `y` has no right answer.
+    """
+    pairs = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)], axis=1)
+    if len(pairs) == 0 or pairs[:, 1].mean() <= 0:
+        return None
+    means = _bootstrap_means(pairs, seed, resamples)
+    means = means[means[:, 1] > 0]
+    shares, tail = means[:, 0] / means[:, 1], (1 - level) / 2
+    return float(pairs[:, 0].mean() / pairs[:, 1].mean()), (float(np.quantile(shares, tail)), float(np.quantile(shares, 1 - tail)))
 
 
 def _bootstrap_means(rows: np.ndarray, seed: int, resamples: int) -> np.ndarray:

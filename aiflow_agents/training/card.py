@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiflow_agents.config import dump_yaml
 from aiflow_agents.errors import UserError
+from aiflow_agents.models.family.export import number_bytes, sizes
 from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training.heard import MAX_ANSWER, answers
+from aiflow_agents.training.readme import grown_readme, readme
 from aiflow_agents.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from aiflow_agents.training.grow import Fit, Grower
 
 SEED = 2026
 COUNT = 300  # questions a skill; some skills have few more in the test split
@@ -41,18 +45,19 @@ def measure(
     split: str = "test",
     seed: int = SEED,
     heard: Mapping[str, Sequence[str]] | None = None,
+    exit: int | None = None,
 ) -> Right:
-    """How many of the `exam` questions a model answers right, greedily, by skill: (right, asked).
+    """How many of the `exam` questions a model answers right, greedily, at one exit (None: the last), by skill: (right, asked).
 
     With `heard`, each question is followed by these answers, speaker -> one answer for each question of the exam.
     """
     questions = exam(skills, count_per_skill, split, seed)
     if heard:
         turns = [tuple(Turn("user", said[i], name) for name, said in sorted(heard.items())) for i in range(len(questions))]
-        asked = [Request((Turn("user", q.text), *more), MAX_ANSWER) for q, more in zip(questions, turns, strict=True)]
+        asked = [Request((Turn("user", q.text), *more), MAX_ANSWER, exit=exit) for q, more in zip(questions, turns, strict=True)]
         said = [reply.text.strip() if isinstance(reply, Reply) else "" for reply in model.generate(asked)]
     else:
-        said = answers(model, questions)
+        said = answers(model, questions, exit=exit)
     found: Right = {}
     for question, answer in zip(questions, said, strict=True):
         right, of = found.get(question.skill, (0, 0))
@@ -85,8 +90,12 @@ def card_for(
     answered, for the cards of others who hear the same ones. Returns what card.json holds.
     """
     model, skills = FamilyModel.load(folder), list(recipe.skills)
-    alone = measure(model, skills, count_per_skill, "test", seed)
-    note(f"{recipe.name}: {_total(alone)[0]:,} of {_total(alone)[1]:,} test questions right, alone")
+    exits = {e: measure(model, skills, count_per_skill, "test", seed, exit=e) for e in sorted(recipe.exits)}
+    for e, right in exits.items():
+        note(f"{recipe.name}: {_total(right)[0]:,} of {_total(right)[1]:,} test questions right at exit {e}")
+    alone = exits[max(exits)] if exits else measure(model, skills, count_per_skill, "test", seed)
+    if not exits:
+        note(f"{recipe.name}: {_total(alone)[0]:,} of {_total(alone)[1]:,} test questions right, alone")
     heard = None
     names = sorted({name for phase in recipe.phases for name in phase.peers} - {recipe.name})
     folders = {name: peer_folder(name, peers or work, work) for name in names}
@@ -100,7 +109,7 @@ def card_for(
             said[name] = memo[key] if key in memo else memo.setdefault(key, answers(peer, questions))
         heard = measure(model, skills, count_per_skill, "test", seed, said)
         note(f"{recipe.name}: {_total(heard)[0]:,} of {_total(heard)[1]:,} right when it hears {', '.join(names)}")
-    return write_card(folder, recipe, seen(work / recipe.name), alone, heard, seed=seed, command=command)
+    return write_card(folder, recipe, seen(work / recipe.name), alone, heard, exits, seed=seed, command=command)
 
 
 def seen(folder: Path) -> dict[str, Any]:
@@ -129,6 +138,7 @@ def write_card(
     state: Mapping[str, Any],
     results: Right,
     heard: Right | None = None,
+    exits: Mapping[int, Right] | None = None,
     *,
     split: str = "test",
     seed: int = SEED,
@@ -140,6 +150,8 @@ def write_card(
     """
     made = list(dict.fromkeys([recipe.name, *(peer for phase in recipe.phases for peer in phase.peers)]))
     measured: dict[str, Any] = {"split": split, "seed": seed, "decoding": "greedy", "alone": _scores(results)}
+    if exits:
+        measured["exits"] = exit_scores(folder, exits)
     if heard is not None:
         measured["heard"] = {"peers": sorted(set(made) - {recipe.name}), **_scores(heard)}
     card = {
@@ -161,8 +173,51 @@ def write_card(
     }
     (folder / "recipe.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_readme(folder, recipe, card), encoding="utf-8")
+    (folder / "README.md").write_text(readme(folder, recipe, card), encoding="utf-8")
     return card
+
+
+def grown_card(
+    folder: Path, grower: Grower, before: Mapping[int, Fit], *, count_per_skill: int = COUNT, seed: int = SEED, command: str = "",
+    note: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write README.md and card.json of a family that was grown and exported; `before` are its fits before. Returns what card.json holds.
+
+    A family whose base had skills is asked test questions at every exit.
+    """
+    after, made, last = grower.measure(), grower.made_of, grower.exits[-1]
+    measured: dict[str, Any] = {"held": {"before": _fits(before), "after": _fits(after)}}
+    if skills := list(made.get("skills", {})):
+        model, exits = FamilyModel.load(folder), {}
+        for e in grower.exits:
+            exits[e] = measure(model, skills, count_per_skill, "test", seed, exit=e)
+            note(f"{folder.name}: {_total(exits[e])[0]:,} of {_total(exits[e])[1]:,} test questions right at exit {e}")
+        measured |= {"split": "test", "seed": seed, "decoding": "greedy", "alone": _scores(exits[last]), "exits": exit_scores(folder, exits)}
+    early = ", ".join(map(str, grower.exits[:-1]))
+    card = {
+        "schema": 1,
+        "name": folder.name,
+        "description": f"{grower.base.name} grown into a family: exit{'s' if len(grower.exits) > 2 else ''} {early} beside its own, {last}.",
+        "base": {"name": grower.base.name, "weights_hash": made["base"]},
+        "grown": {"on": "questions" if skills else "text", **{key: value for key, value in made.items() if key not in ("base", "seed")}},
+        "parameters": parameters(folder),
+        "weight_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "seed": made["seed"],
+        "tokens_seen": grower.state["total_tokens"],
+        "seconds": grower.state["seconds"],
+        "packages": _packages(),
+        "command": command,
+        "measured": measured,
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(grown_readme(folder, card), encoding="utf-8")
+    return card
+
+
+def exit_scores(folder: Path, exits: Mapping[int, Right]) -> dict[str, dict[str, Any]]:
+    """For a card: exit -> what it costs (`sizes`) and how good it is (`overall`, `skills`)."""
+    costs = {row.pop("exit"): row for row in sizes(folder, number_bytes(folder))}
+    return {str(e): {**costs[e], **_scores(right)} for e, right in exits.items()}
 
 
 def parameters(folder: Path) -> int:
@@ -195,6 +250,10 @@ def _scores(results: Right) -> dict[str, Any]:
     return {"overall": _score(*_total(results)), "skills": {skill: _score(*pair) for skill, pair in results.items()}}
 
 
+def _fits(fits: Mapping[int, Fit]) -> dict[str, dict[str, float]]:
+    return {str(e): {key: round(value, 4) for key, value in fit._asdict().items()} for e, fit in fits.items()}
+
+
 def _phases(recipe: Recipe, state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Goal and tokens really seen of each phase; a phase ends with a whole chunk. `seen` is None where the training folder does not tell."""
     after = {int(phase): tokens for phase, tokens in state.get("after", {}).items()} | {0: 0}
@@ -209,109 +268,3 @@ def _packages() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "safetensors")}}
-
-
-# --- words ---
-
-
-def _readme(folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> str:
-    size, measured = recipe.size, card["measured"]
-    skills, total = measured["alone"]["skills"], measured["alone"]["overall"]
-    shares = {skill: weight / sum(recipe.skills.values()) for skill, weight in recipe.skills.items()}
-    with_heard = "heard" in measured
-    head = "| skill | share of training | right | accuracy | 95 % interval |" + (" hearing peers |" if with_heard else "")
-    rows = [head, "|---|---|---|---|---|" + ("---|" if with_heard else "")]
-    for skill, score in [*skills.items(), ("**all**", total)]:
-        share = f"{shares[skill]:.1%}" if skill in shares else ""
-        row = f"| {skill} | {share} | {score['right']}/{score['n']} | {score['accuracy']:.3f} | {_interval(score)} |"
-        if with_heard:
-            row += f" {(measured['heard']['skills'].get(skill) or measured['heard']['overall'])['accuracy']:.3f} |"
-        rows.append(row)
-    phases = ["| phase | goal, tokens | seen, tokens | learning rate | batch | hears |", "|---|---|---|---|---|---|"]
-    for phase in card["phases"]:
-        saw = "not recorded" if phase["seen"] is None else f"{phase['seen']:,}"
-        phases.append(f"| {phase['kind']} | {phase['goal']:,} | {saw} | {phase['lr']:g} | {phase['batch']} | {', '.join(phase['peers']) or '-'} |")
-    listens = any(phase["kind"] == "hear" for phase in card["phases"])
-    learned = " It is made to be a member of a team: its last phase taught it to use what other members say, right or wrong." if listens else ""
-    hearing = ""
-    if with_heard:
-        score = measured["heard"]["overall"]
-        peers = _join(measured["heard"]["peers"])
-        hearing = f"\nHearing what {peers} answered after their first phase: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
-    spent = f" in {max(1, round(card['seconds'] / 60))} min" if card["seconds"] else ""
-    saw = f"{card['tokens_seen']:,} tokens seen{spent}" if card["tokens_seen"] is not None else "tokens seen: not recorded"
-    return f"""\
----
-license: apache-2.0
-library_name: transformers
-pipeline_tag: text-generation
-language: en
-tags: [aiflow-agents, from-scratch, {recipe.architecture}]
----
-
-# {recipe.name}
-
-{recipe.description}
-
-A {recipe.architecture.capitalize()}-shaped model of {card["parameters"]:,} parameters over single characters, trained from scratch on short questions
-that small programs draw without end. It knows {"this skill" if len(skills) == 1 else f"these {len(skills)} skills"} and nothing else.{learned}
-
-## How good it is
-
-Test questions never occur in training: a hash of its text gives every question to train, dev or test for ever. Different questions, greedy answers,
-right only if the whole answer is equal; seed {measured["seed"]}.
-
-{_lines(rows)}
-{hearing}
-## How it was made
-
-{_lines(phases)}
-
-Seed {recipe.seed}; {saw} (prompts included; the loss is taken on answers alone). Optimizer: Muon for matrices, AdamW for embeddings and norms.
-With {", ".join(f"{name} {version}" for name, version in card["packages"].items())}. Everything is in `recipe.yaml`; make it again with
-
-    {card["command"]}
-
-## Shape
-
-| | |
-|---|---|
-| architecture | {recipe.architecture}, tied embeddings, {recipe.max_length} positions |
-| width, layers | {size.width}, {size.layers} |
-| heads, key/value heads, size of each | {size.heads}, {size.kv_heads}, {size.head_dim} |
-| inner width | {size.mlp} |
-| parameters | {card["parameters"]:,} (bfloat16, {card["weight_bytes"]:,} bytes) |
-| tier | {recipe.tier} |
-
-## How to use it
-
-What other members said goes between the question and the answer, as user turns with a `name`.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer, model = (auto.from_pretrained("{_path(folder)}") for auto in (AutoTokenizer, AutoModelForCausalLM))
-turns = [{{"role": "user", "content": "38+57="}}, {{"role": "user", "name": "oak", "content": "95"}}]
-prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-made = model.generate(**prompt, max_new_tokens={MAX_ANSWER}, do_sample=False)
-print(tokenizer.decode(made[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-"""
-
-
-def _interval(score: Mapping[str, Any]) -> str:
-    return f"{score['ci95'][0]:.3f}-{score['ci95'][1]:.3f}"
-
-
-def _lines(rows: Sequence[str]) -> str:
-    return "\n".join(rows)
-
-
-def _join(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _path(folder: Path) -> str:
-    """As seen from the current directory; the bare name where it lies elsewhere."""
-    here, there = os.path.realpath("."), os.path.realpath(folder)
-    return Path(os.path.relpath(there, here)).as_posix() if there.startswith(here + os.sep) else folder.name

@@ -113,11 +113,11 @@ class Grower(Training):
         super().__init__(model, folder, [Phase.model_validate({"kind": "answer", "tokens": tokens, "lr": lr})], device)
         self.another = f"another growth of '{base.name}'"
         self.weights = {e: decay**below for below, e in enumerate(reversed(self.exits))}
-        self._made_of = {"base": model_info(base).weights_hash, "exits": list(self.exits), "joint": joint, **source.made_of}
-        self._made_of |= {"tokens": tokens, "lr": lr} | ({"decay": decay} if joint else {})
+        self.made_of = {"base": model_info(base).weights_hash, "exits": list(self.exits), "joint": joint, **source.made_of}
+        self.made_of |= {"tokens": tokens, "lr": lr} | ({"decay": decay} if joint else {})
 
     def _recipe(self) -> dict[str, Any]:
-        return self._made_of
+        return self.made_of
 
     def _batches(self, phase: int, chunk: int) -> Iterable[Batch]:
         return self.source.chunk(chunk)

@@ -15,9 +15,11 @@ from aiflow_agents.training.corpus import Heard
 MAX_ANSWER = 16  # tokens; the longest right answer of any skill has eleven
 
 
-def answers(model: Model, questions: Sequence[Question], *, sampling: Sampling = GREEDY, seed: int = 0) -> list[str]:
-    """What a model says to each question, asked alone. A failed call counts as an empty answer."""
-    requests = [Request((Turn("user", q.text),), MAX_ANSWER, sampling, seed + i) for i, q in enumerate(questions)]
+def answers(
+    model: Model, questions: Sequence[Question], *, sampling: Sampling = GREEDY, seed: int = 0, exit: int | None = None
+) -> list[str]:
+    """What a model says to each question, asked alone, at one exit (None: the last). A failed call counts as an empty answer."""
+    requests = [Request((Turn("user", q.text),), MAX_ANSWER, sampling, seed + i, exit=exit) for i, q in enumerate(questions)]
     return [reply.text.strip() if isinstance(reply, Reply) else "" for reply in model.generate(requests)]
 
 

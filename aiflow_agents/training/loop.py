@@ -84,8 +84,8 @@ class Training:
         recipe = self._recipe()
         differ = sorted(key for key in made.keys() | recipe.keys() if made.get(key) != recipe.get(key))
         begun = state["phase"] + (state["chunk"] > 0)  # phases that are still to come may change
-        if phases is not None and [_phase(saved) for saved in phases[:begun]] != list(self.phases[:begun]):
-            differ.append("phases")
+        if not differ and phases is not None and [_phase(saved) for saved in phases[:begun]] != list(self.phases[:begun]):
+            differ = ["phases"]
         if differ:
             why = f"{self.another} (it differs in {', '.join(differ)})"
             raise UserError(f"checkpoint {self.checkpoint} was made by {why}; begin anew with --no-resume, or choose another --work")

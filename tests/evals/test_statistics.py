@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, binomtest, norm, permutation_test
+from scipy.stats import binom, binomtest, bootstrap, norm, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -189,3 +189,18 @@ def test_capture_needs_five_points_of_headroom():
     best = np.zeros(100)
     assert statistics.capture(best, best, np.arange(100) < 4, seed=0) is None
     assert statistics.capture(best, best, np.arange(100) < 5, seed=0) is not None
+
+
+def test_ratio_is_a_share_with_the_interval_of_scipy():
+    rng = np.random.default_rng(3)
+    y = rng.random(400) < 0.7
+    x = np.where(rng.random(400) < 0.85, y, rng.random(400) < 0.4)
+    share, (low, high) = statistics.ratio(x, y, seed=1)
+    assert share == pytest.approx(x.sum() / y.sum())
+    theirs = bootstrap(
+        (x.astype(float), y.astype(float)), lambda a, b, axis: a.mean(axis) / b.mean(axis), paired=True, vectorized=True, n_resamples=4000,
+        method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.006)
+    assert statistics.ratio(x, np.zeros(400), seed=1) is None and statistics.ratio(np.zeros(0), np.zeros(0), seed=1) is None
+    assert statistics.ratio(y, y, seed=1) == (1, (1, 1))

@@ -95,8 +95,20 @@ def _branch(folder: Path, config: DecoderConfig, exit: int) -> dict[str, Any]:
     return found
 
 
+def number_bytes(folder: str | Path) -> int:
+    """Bytes of one number as the model's embedding is stored."""
+    from safetensors import safe_open
+
+    bits = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as opened:
+            if "model.embed_tokens.weight" in opened.keys():
+                return bits.get(opened.get_slice("model.embed_tokens.weight").get_dtype(), 8) // 8
+    raise UserError(f"model folder {folder} has no weight 'model.embed_tokens.weight'")
+
+
 def sizes(folder: str | Path, dtype_bytes: int = 4) -> list[dict[str, Any]]:
-    """A row for each exit, see `size_of`."""
+    """What `size_of` says of each exit."""
     config = DecoderConfig.read(folder)
     return [size_of(config, e, dtype_bytes) for e in config.exits]
 

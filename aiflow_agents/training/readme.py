@@ -1,0 +1,225 @@
+"""What a model card says, in Markdown, from the numbers that card.json holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiflow_agents.training.heard import MAX_ANSWER
+from aiflow_agents.training.recipe import Recipe
+
+
+def readme(folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> str:
+    """The whole model card; `card` is what card.json holds."""
+    size, measured = recipe.size, card["measured"]
+    skills, exits, with_heard = measured["alone"]["skills"], measured.get("exits", {}), "heard" in measured
+    shares = {skill: weight / sum(recipe.skills.values()) for skill, weight in recipe.skills.items()}
+    phases = ["| phase | goal, tokens | seen, tokens | learning rate | batch | hears |", "|---|---|---|---|---|---|"]
+    for phase in card["phases"]:
+        saw = "not recorded" if phase["seen"] is None else f"{phase['seen']:,}"
+        phases.append(f"| {phase['kind']} | {phase['goal']:,} | {saw} | {phase['lr']:g} | {phase['batch']} | {', '.join(phase['peers']) or '-'} |")
+    kind = f"{recipe.architecture.capitalize()}-shaped {'family' if exits else 'model'}"
+    listens = any(phase["kind"] == "hear" for phase in card["phases"])
+    learned = " It is made to be a member of a team: its last phase taught it to use what other members say, right or wrong." if listens else ""
+    hearing = ""
+    if with_heard:
+        score = measured["heard"]["overall"]
+        peers = _join(measured["heard"]["peers"])
+        hearing = f"\nHearing what {peers} answered after their first phase: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
+    spent = f" in {max(1, round(card['seconds'] / 60))} min" if card["seconds"] else ""
+    saw = f"{card['tokens_seen']:,} tokens seen{spent}" if card["tokens_seen"] is not None else "tokens seen: not recorded"
+    return f"""\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+language: en
+tags: [aiflow-agents, from-scratch, {recipe.architecture}]
+---
+
+# {recipe.name}
+
+{recipe.description}
+
+A {kind} of {card["parameters"]:,} parameters over single characters, trained from scratch on short questions
+that small programs draw without end. It knows {"this skill" if len(skills) == 1 else f"these {len(skills)} skills"} and nothing else.{learned}
+
+## How good it is
+
+Test questions never occur in training: a hash of its text gives every question to train, dev or test for ever. Different questions, greedy answers,
+right only if the whole answer is equal; seed {measured["seed"]}.
+
+{exits_table(exits) if exits else ""}{skills_table(measured, shares)}
+{hearing}
+## How it was made
+
+{lines(phases)}
+
+Seed {recipe.seed}; {saw} (prompts included; the loss is taken on answers alone). Optimizer: Muon for matrices, AdamW for embeddings and norms.
+With {", ".join(f"{name} {version}" for name, version in card["packages"].items())}. Everything is in `recipe.yaml`; make it again with
+
+    {card["command"]}
+
+## Shape
+
+| | |
+|---|---|
+| architecture | {recipe.architecture}, tied embeddings, {recipe.max_length} positions |
+| width, layers | {size.width}, {size.layers} |
+| heads, key/value heads, size of each | {size.heads}, {size.kv_heads}, {size.head_dim} |
+| inner width | {size.mlp} |
+| parameters | {card["parameters"]:,} (bfloat16, {card["weight_bytes"]:,} bytes) |
+| tier | {recipe.tier} |{_exits_row(recipe)}
+
+## How to use it
+
+{_use_family(folder, list(exits)) if exits else _use(folder)}"""
+
+
+def grown_readme(folder: Path, card: Mapping[str, Any]) -> str:
+    """The card of a family that was grown from another model."""
+    grown, measured, exits = card["grown"], card["measured"], [str(e) for e in card["grown"]["exits"]]
+    backbone = "was trained with them, the deeper exits weighing more" if grown["joint"] else "is that of its base, bit for bit"
+    taught = "the text itself" if grown["joint"] else "what the last exit says (self-distillation)"
+    rows = ["| exit | loss | KL from the last exit, before | after | same token as the last exit |", "|---|---|---|---|---|"]
+    for e in exits:
+        before, after = measured["held"]["before"][e], measured["held"]["after"][e]
+        rows.append(f"| {e} | {after['loss']:.3f} | {before['kl']:.3f} | {after['kl']:.3f} | {after['agreement']:.1%} |")
+    asked = f"""
+Test questions never occur in training. Different questions, greedy answers, right only if the whole answer is equal; seed {measured["seed"]}.
+
+{exits_table(measured["exits"])}{skills_table(measured, {})}
+""" if "exits" in measured else ""  # fmt: skip
+    spent = f" in {max(1, round(card['seconds'] / 60))} min" if card["seconds"] else ""
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [aiflow-agents, family]
+base_model: {card["base"]["name"]}
+---
+
+# {card["name"]}
+
+{card["description"]}
+
+Each exit before the last has a block and a norm of its own, taught {taught}. The backbone {backbone}.
+
+## How good it is
+
+On {grown["on"]} that no training saw, in nats a token:
+
+{lines(rows)}
+{asked}
+## How it was made
+
+{card["tokens_seen"]:,} tokens{spent}, learning rate {grown["lr"]:g}, batches of {grown["batch"]}, seed {card["seed"]}.
+Optimizer: Muon for matrices, AdamW for the rest. With {", ".join(f"{name} {version}" for name, version in card["packages"].items())}.
+Make it again with
+
+    {card["command"]}
+
+{card["parameters"]:,} parameters in all, {card["weight_bytes"]:,} bytes.
+
+## How to use it
+
+{_use_family(folder, exits, chat="exits" in measured)}"""
+
+
+def exits_table(exits: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each exit costs and how good it is; each as the plain model that it makes."""
+    rows = ["| exit | blocks | parameters | FLOPs a token | right | accuracy | 95 % interval |", "|---|---|---|---|---|---|---|"]
+    for e, row in exits.items():
+        score = row["overall"]
+        cells = [e, row["blocks"], f"{row['parameters']:,}", f"{row['flops_per_token']:,.0f}", f"{score['right']}/{score['n']}"]
+        rows.append(f"| {' | '.join(map(str, cells))} | {score['accuracy']:.3f} | {_interval(score)} |")
+    return lines(rows) + "\n\n"
+
+
+def skills_table(measured: Mapping[str, Any], shares: Mapping[str, float]) -> str:
+    """Accuracy by skill: at every exit of a family, with interval for a model that has one."""
+    alone, exits, heard = measured["alone"], measured.get("exits", {}), measured.get("heard")
+    names = ["asked", *(f"exit {e}" for e in exits)] if exits else ["right", "accuracy", "95 % interval"]
+    names = ["skill", *(["share of training"] if shares else []), *names, *(["hearing peers"] if heard else [])]
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for skill, score in [*alone["skills"].items(), ("**all**", alone["overall"])]:
+        cells = [skill, *([f"{shares[skill]:.1%}" if skill in shares else ""] if shares else [])]
+        if exits:
+            cells += [str(score["n"]), *(f"{(row['skills'].get(skill) or row['overall'])['accuracy']:.3f}" for row in exits.values())]
+        else:
+            cells += [f"{score['right']}/{score['n']}", f"{score['accuracy']:.3f}", _interval(score)]
+        if heard:
+            cells.append(f"{(heard['skills'].get(skill) or heard['overall'])['accuracy']:.3f}")
+        rows.append(f"| {' | '.join(cells)} |")
+    return lines(rows)
+
+
+def _exits_row(recipe: Recipe) -> str:
+    if not recipe.exits:
+        return ""
+    weights = ", ".join(f"{e}: {weight:g}" for e, weight in sorted(recipe.exits.items()))
+    return f"\n| exits and the weights of their losses | {weights} |"
+
+
+def _use(folder: Path) -> str:
+    return f"""\
+What other members said goes between the question and the answer, as user turns with a `name`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = (auto.from_pretrained("{_path(folder)}") for auto in (AutoTokenizer, AutoModelForCausalLM))
+turns = [{{"role": "user", "content": "38+57="}}, {{"role": "user", "name": "oak", "content": "95"}}]
+prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+made = model.generate(**prompt, max_new_tokens={MAX_ANSWER}, do_sample=False)
+print(tokenizer.decode(made[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+"""
+
+
+def _use_family(folder: Path, exits: Sequence[str], chat: bool = True) -> str:
+    path, prompt = _path(folder), 'prompt = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]'
+    if chat:
+        prompt = """turns = [{"role": "user", "content": "38+57="}]
+prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]"""
+    return f"""\
+Which exit answers is said with every call, and may change in mid-sentence.
+
+```python
+from transformers import AutoTokenizer
+
+from aiflow_agents.models.family import Family
+
+tokenizer, family = AutoTokenizer.from_pretrained("{path}"), Family.load("{path}")
+{prompt}
+for exit in family.exits:
+    session = family.session()
+    session.append(prompt)
+    (made,) = session.generate({MAX_ANSWER}, exit=exit, stop=[tokenizer.eos_token_id])
+    print(exit, tokenizer.decode(made, skip_special_tokens=True))
+```
+
+As it lies here, other tools load it as the plain model of exit {exits[-1]}. Any other exit becomes a plain checkpoint with
+
+    aiflow family export {path if "/" in path else f"./{path}"} --exit {exits[0]} {folder.name}-{exits[0]}
+"""
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return f"{score['ci95'][0]:.3f}-{score['ci95'][1]:.3f}"
+
+
+def lines(rows: Sequence[str]) -> str:
+    return "\n".join(rows)
+
+
+def _join(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _path(folder: Path) -> str:
+    """As seen from the current directory; the bare name where it lies elsewhere."""
+    here, there = os.path.realpath("."), os.path.realpath(folder)
+    return Path(os.path.relpath(there, here)).as_posix() if there.startswith(here + os.sep) else folder.name
