@@ -1,7 +1,7 @@
 """What two models may say to each other besides text, agreed once per session.
 
-A hidden state is a point in the space of one model's weights. Another fine-tune with the same configuration has another space, and nothing in the numbers
-would show it, so spaces are told apart by the hash of the weights. Hashes travel here and never again: frames carry none.
+A hidden state is a point in the space of one model's weights. Another fine-tune with the same configuration has another space, and nothing in the
+numbers would show it, so spaces are told apart by the hash of the weights. Hashes travel here and never again: frames carry none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SpacesDiffer(AIFlowError):
 
 @dataclass(frozen=True)
 class Identity:
-    """Who speaks. `weights_hash` is that of the backbone which a family's branches share; `layers` is how many of its layers are held on this side."""
+    """Who speaks. `weights_hash` is that of the backbone which a family's branches share; `layers` counts those of its layers held on this side."""
 
     family: str
     weights_hash: str  # hexadecimal

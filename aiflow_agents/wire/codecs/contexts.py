@@ -1,7 +1,7 @@
 """How wide a symbol will spread, known before it is read: a class for each coefficient and context, and a table of counts for each class.
 
-The context is the token at a position and whether the boundary token (where an answer begins) has been seen. Contexts and classes are whole numbers taken
-from tables, so sender and receiver cannot disagree about them.
+The context is the token at a position and whether the boundary token (where an answer begins) has been seen. Contexts and classes are whole numbers
+taken from tables, so sender and receiver cannot disagree about them.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Walk:
         return expected, self.coding.gain[self.contexts[:, self._at], None]
 
     def _step(self, expected: Floats, symbols: NDArray[np.int64], gain: Floats) -> Floats:
-        decoded = expected + (symbols.astype(np.float32) / gain) @ self.coding.synthesis
+        decoded = np.asarray(expected + (symbols.astype(np.float32) / gain) @ self.coding.synthesis, np.float32)
         self.past.add(decoded)
         self._at += 1
         return decoded

@@ -53,7 +53,7 @@ class Predictor:
         z += self.place[np.minimum(np.arange(first, first + positions), len(self.place) - 1)]
         for i, table in enumerate(self.lag):
             z += table[np.concatenate([np.full((rows, min(i, positions)), self.vocab), ids[:, : max(positions - i, 0)]], 1)]
-        return z
+        return np.asarray(z, np.float32)
 
     def predict(self, of_tokens: Floats, past: Past) -> Floats:
         """of_tokens [rows, width + hidden] of one position -> the state expected there, [rows, width]."""

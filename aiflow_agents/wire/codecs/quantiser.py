@@ -80,7 +80,7 @@ class Quantiser:
     def states(self, symbols: Symbols) -> Floats:
         m = len(self.step)
         y = (symbols[:, :m].astype(np.int64) + self.low).astype(np.float32) * self.step
-        x: Floats = y if self.synthesis is None else y @ self.synthesis
+        x: Floats = y if self.synthesis is None else np.asarray(y @ self.synthesis, np.float32)
         if self.apart is not None:
             x[:, self.apart] = symbols[:, m:].astype(np.uint16).view(np.float16)
         return x if self.mean is None else x + self.mean
