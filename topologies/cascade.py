@@ -5,6 +5,8 @@
 
 from typing import Self
 
+import numpy as np
+
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology, Trial
@@ -21,13 +23,17 @@ class Cascade(Topology):
 
     def fit(self, trial: Trial) -> Self:
         order = self.order or tuple(sorted(trial.flops, key=trial.flops.__getitem__))
-        fitted = self.model_copy(update={"order": order})
-        if self.threshold is not None:
-            return fitted
-        candidates = [fitted.model_copy(update={"threshold": t / 20}) for t in range(4, 20)]
-        results = [trial.accuracy(candidate) for candidate in candidates]
-        best = max(range(len(results)), key=lambda i: (results[i][0], -results[i][1]))
-        return candidates[best]
+        marks = np.array([trial.marks[name] for name in order])  # [members, questions]
+        # one who failed on dev would have ended the cascade there, as one who is sure does
+        sure = np.array([[1.0 if p is None else p for p in trial.confidence[name]] for name in order])
+
+        def mark(threshold: float) -> float:
+            enough = sure >= threshold
+            spoke = np.where(enough.any(axis=0), enough.argmax(axis=0), sure.argmax(axis=0))  # who has the last word, by question
+            return float(np.take_along_axis(marks, spoke[None], axis=0).mean())
+
+        threshold = max((t / 20 for t in range(4, 20)), key=mark) if self.threshold is None else self.threshold
+        return self.model_copy(update={"order": order, "threshold": threshold})  # of equally good ones the first asks the fewest
 
     def check(self, team: Team) -> None:
         super().check(team)

@@ -13,7 +13,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +27,7 @@ from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.evals.suite import Suite
-from aiflow_agents.evals.trial import DevTrial, Execute
+from aiflow_agents.evals.trial import DevTrial, Execute, Settings, settings
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
@@ -155,24 +155,29 @@ class Evaluation:
     def _test(self, arms: Sequence[Arm], tasks: Sequence[Task], team: Team, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> None:
         watch.stage("test", len(arms) * len(tasks) * self.repeats)
         early = {task.id for task in tasks[:TRACED]}
+        same: dict[Settings, list[Arm]] = {}  # arms that do the same, whatever they are called, are run once, by the name of the first
+        for arm in arms:
+            same.setdefault(settings(arm.topology), []).append(arm)
+        twins = {alike[0].name: [arm.name for arm in alike] for alike in same.values()}
 
         def jobs(part: Sequence[Task]) -> Iterator[Job]:
             for task in part:
                 for repeat in range(self.repeats):
-                    for arm in arms:
-                        if folder.finished(arm.name, task.id, repeat):
-                            watch.advance(1)
+                    for arm, *others in same.values():
+                        if all(folder.finished(one.name, task.id, repeat) for one in (arm, *others)):
+                            watch.advance(1 + len(others))
                         else:
                             yield Job(arm.name, arm.topology, task, team, repeat, traced=task.id in early and repeat == 0)
 
         told: set[str] = set()
 
         def done(result: Result) -> None:
-            self._keep(result, folder)
-            watch.advance(1)
-            if result.error and result.job.arm not in told:  # the first of an arm at once, as it may be what all will say
-                told.add(result.job.arm)
-                watch.note(f"{result.job.arm} failed on {result.job.task.id}: {result.error}")
+            for name in twins[result.job.arm]:
+                self._keep(replace(result, job=replace(result.job, arm=name)), folder)
+                if result.error and name not in told:  # the first of an arm at once, as it may be what all will say
+                    told.add(name)
+                    watch.note(f"{name} failed on {result.job.task.id}: {result.error}")
+                watch.advance(1)
 
         for start in range(0, len(tasks), SLICE):
             run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed)

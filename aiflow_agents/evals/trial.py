@@ -19,6 +19,7 @@ from aiflow_agents.topology.base import Topology
 from aiflow_agents.topology.load import load_topology
 
 Execute = Callable[[Sequence[Job]], list[Result]]
+Settings = tuple[type, tuple[bytes | str, ...]]
 
 
 class DevTrial:
@@ -27,7 +28,7 @@ class DevTrial:
     def __init__(self, team: Team, tasks: Sequence[Task], scorer: Scorer, execute: Execute):
         self.tasks, self.scorer, self._execute = list(tasks), scorer, execute
         self.questions = [task.question for task in tasks]
-        self._seen: dict[tuple[type, str], tuple[float, float, float]] = {}
+        self._seen: dict[Settings, tuple[float, float, float]] = {}
         single = {agent.name: load_topology("single", {"member": agent.name}) for agent in team}
         results = execute([Job(name, topology, task, team) for name, topology in single.items() for task in tasks])
         by_member = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(single)}
@@ -85,8 +86,7 @@ class DevTrial:
         return mean, tokens
 
     def _measure(self, topology: Topology) -> tuple[float, float, float]:
-        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # an abridged array would make two fitted topologies one
-            key = type(topology), repr(topology)
+        key = settings(topology)
         if key not in self._seen:
             results = self._execute([Job(topology.name(), topology, task, self.team) for task in self.tasks])
             used = [r.usage for r in results]
@@ -96,6 +96,13 @@ class DevTrial:
                 float(np.mean([u.tokens_in + u.tokens_out for u in used])),
             )
         return self._seen[key]
+
+
+def settings(topology: Topology) -> Settings:
+    """What tells one topology from another: its class and its parameters. Two with the same settings do the same."""
+    values = (getattr(topology, name) for name in type(topology).model_fields)
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # an abridged array would make two fitted topologies one
+        return type(topology), tuple(value.tobytes() if isinstance(value, np.ndarray) else repr(value) for value in values)
 
 
 def calibrate(confidences: Sequence[float | None], correct: Sequence[bool]) -> Calibration:

@@ -88,13 +88,15 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     store = sqlite3.connect(where, uri=True, check_same_thread=False)
     try:
         if not read_only:
+            store.execute("pragma synchronous = off")  # a kill loses nothing; a power failure may, as in all files of a run
             store.execute("create table if not exists calls (digest blob primary key, reply text not null) without rowid")
         store.execute("select digest, reply from calls limit 1")
     except sqlite3.DatabaseError as error:
         store.close()
         if "full" in str(error) or "locked" in str(error):
             raise
-        raise UserError(f"{path} holds no remembered answers: {error}") from None
+        remedy = "" if read_only else "; delete it, and what it held is asked again"
+        raise UserError(f"{path} holds no remembered answers: {error}{remedy}") from None
     return store
 
 

@@ -42,8 +42,9 @@ class Trial(Protocol):
 
     team: Team
     questions: list[str]
-    correct: dict[str, list[bool]]  # member -> right or wrong, question by question
-    confidence: dict[str, list[float | None]]
+    marks: dict[str, list[float]]  # member -> 0 to 1, question by question
+    correct: dict[str, list[bool]]  # the same: right or wrong
+    confidence: dict[str, list[float | None]]  # calibrated; None without log-probabilities, or where the member failed
     flops: dict[str, float]  # member -> mean per question
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from aiflow_agents.errors import UserError
+from aiflow_agents.evals import runner
 from aiflow_agents.evals.runner import new_run_path
 from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.models.protocol import CallError
@@ -202,6 +204,33 @@ def test_self_consistency_gets_the_flops_of_the_best_topology_or_is_greedy(room:
     room.say = {"ant": lambda request: (room.truth(request.messages[0].content) if request.sampling.temperature == 0 else "no", 0.5)}
     greedy = room.evaluate(topologies=["debate"])
     assert "samples" not in greedy.summary["learned"]["self-consistency@flops"] and greedy.accuracy("self-consistency@flops") == greedy.accuracy("ann")
+
+
+def test_arms_that_do_the_same_are_run_once_and_each_has_its_samples(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: Counter[str] = Counter()
+
+    def run_jobs(jobs: Any, *arguments: Any, **options: Any) -> None:
+        some = list(jobs)
+        ran.update(job.arm for job in some if job.task.id.startswith("test"))
+        runtime_run_jobs(some, *arguments, **options)
+
+    runtime_run_jobs = runner.run_jobs
+    monkeypatch.setattr(runner, "run_jobs", run_jobs)
+    report = room.evaluate(topologies=["majority", {"single": {"member": "bob"}}, "router"])
+    assert report.summary["best_topology"]["arm"] == "router" and "vote" in report.summary["arms"]
+    assert "vote" in ran and "majority" not in ran and "bob" in ran and "single(member=bob)" not in ran
+    lines = samples(report)
+    for one, other in (("vote", "majority"), ("bob", "single(member=bob)")):
+        rows = [sorted(({**line, "arm": ""} for line in lines if line["arm"] == arm), key=lambda line: line["task_id"]) for arm in (one, other)]
+        assert rows[0] == rows[1] and len(rows[0]) == 45
+    whole = {arm: sorted(line["task_id"] for line in lines if line["arm"] == arm) for arm in report.summary["arms"]}
+    # killed between the sample of the one and that of the other
+    keep = [line for line in lines if not (line["arm"] == "majority" and line["task_id"] in ("test-3", "test-7"))]
+    (report.folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in keep))
+    ran.clear()
+    again = room.evaluate(topologies=["majority", {"single": {"member": "bob"}}, "router"], path=report.folder, resume=True)
+    assert ran == {"vote": 2} and again.summary == report.summary
+    assert {arm: sorted({line["task_id"] for line in samples(again) if line["arm"] == arm}) for arm in whole} == whole
 
 
 def test_failed_answers_are_wrong_and_listed_and_tried_again(room: Any) -> None:

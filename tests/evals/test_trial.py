@@ -83,6 +83,11 @@ def test_two_topologies_that_differ_in_one_number_are_two(stage: Any) -> None:
     weights[2500] = 1e-9
     made.accuracy(Table(weights=weights))
     assert len(fake.asked) == 3
+    made.accuracy(Table(weights=weights.copy()))
+    assert len(fake.asked) == 3
+    for nested in ([np.zeros(5000)], [weights]):
+        made.accuracy(Table(weights=nested))
+    assert len(fake.asked) == 5
 
 
 def test_calibration_agrees_with_a_logistic_regression() -> None:

@@ -14,6 +14,7 @@ class Trial:
     """`accuracy` is a function of the topology: (accuracy, FLOPs)."""
 
     team: Any
+    marks: dict[str, list[float]] = field(default_factory=dict)
     correct: dict[str, list[bool]] = field(default_factory=dict)
     questions: list[str] = field(default_factory=list)
     confidence: dict[str, list[float | None]] = field(default_factory=dict)
