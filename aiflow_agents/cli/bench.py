@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from aiflow_agents.cli.bench_family import family
+from aiflow_agents.cli.bench_rank import rank
 
 bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
 bench.command("family")(family)
+bench.command("rank")(rank)
 
 MODELS = ("oak", "tally")  # the largest that is shipped, and one of those for devices
 Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]

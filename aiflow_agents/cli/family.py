@@ -15,6 +15,7 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .decompose import decompose
 from .display import training
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ WORK, OUT = Path("logs/grow"), Path("agents/models")
 LR = {"frozen": 0.01, "joint": 0.003}
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
+
+
+family.command("decompose", short_help="Make rank a size: one file for all sizes.")(decompose)
 
 
 @family.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,17 @@ def weight_files(folder: str | Path) -> list[Path]:
         hint = f"{other.name} is a pickle and is not read; save it again as safetensors" if other else "copy or train them first"
         raise UserError(f"model folder {folder} has no weights (*.safetensors): {hint}")
     return files
+
+
+def open_weights(folder: str | Path, stack: ExitStack, framework: str = "pt") -> dict[str, Any]:
+    """Name of a tensor -> the open safetensors file that holds it, over all files of a folder. Raises `UserError` for one that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Any] = {}
+    for path in weight_files(folder):
+        try:
+            file = stack.enter_context(safe_open(path, framework=framework))
+        except SafetensorError as error:
+            raise UserError(f"{path} cannot be read ({error}); copy the file again") from None
+        found |= dict.fromkeys(file.keys(), file)
+    return found

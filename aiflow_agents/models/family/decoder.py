@@ -13,7 +13,7 @@ two halves of every rotated head interleaved, so that turning a head is one comp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.config import DecoderConfig, weight_files
+from aiflow_agents.models.family.config import DecoderConfig, open_weights
+from aiflow_agents.models.family.rank import Keep, product, ranks
 
 
 def rope_frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
@@ -131,14 +132,14 @@ class Decoder:
         self._head_floor = torch.tensor(math.sqrt(config.head_dim * config.norm_eps))
 
     @classmethod
-    def load(cls, path: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-        """Load a model folder (config.json and *.safetensors, one file or many).
+    def load(cls, path: str | Path, dtype: torch.dtype = torch.float32, keep: Keep = 1.0) -> Decoder:
+        """Load a model folder (config.json and *.safetensors, one file or many), a decomposed one at the size that `keep` says.
 
         Raises `UserError` for a folder without weights, a weight that is missing or has another shape, and a model this decoder cannot run.
         """
         config = DecoderConfig.read(path)
         with ExitStack() as stack:
-            reader = _Reader(path, stack)
+            reader = _Reader(path, stack, keep)
             take = reader.take
             width, vocab = config.width, config.vocab
             embedding = take("model.embed_tokens.weight", vocab, width).to(dtype)
@@ -283,25 +284,18 @@ def _load_layer(c: DecoderConfig, take: Any, base: str, dtype: torch.dtype) -> L
 class _Reader:
     """Finds tensors by name over all files of a folder; reads one only when it is asked for."""
 
-    def __init__(self, folder: str | Path, stack: ExitStack):
-        self.folder = folder
-        self.files = {name: file for file, names in self._open(folder, stack) for name in names}
-
-    @staticmethod
-    def _open(folder: str | Path, stack: ExitStack) -> Iterator[tuple[Any, list[str]]]:
-        from safetensors import SafetensorError, safe_open
-
-        for path in weight_files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise UserError(f"{path} cannot be read ({error}); copy the file again") from None
-            yield file, list(file.keys())
+    def __init__(self, folder: str | Path, stack: ExitStack, keep: Keep = 1.0):
+        self.folder, self.files, self.ranks = folder, open_weights(folder, stack), ranks(folder, keep)
 
     def take(self, name: str, *shape: int) -> Tensor:
-        if name not in self.files:
+        """A tensor of this shape; the weight of a decomposed layer is made from its factors."""
+        tensor: Tensor
+        if (layer := name.removesuffix(".weight")) in self.ranks:
+            tensor = product(self.files, layer, self.ranks[layer])
+        elif name in self.files:
+            tensor = self.files[name].get_tensor(name)
+        else:
             raise UserError(f"model folder {self.folder} has no weight '{name}', which its config.json calls for")
-        tensor: Tensor = self.files[name].get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise UserError(f"model folder {self.folder}: weight '{name}' has shape {list(tensor.shape)}, config.json says {list(shape)}")
         return tensor

@@ -13,6 +13,7 @@ import jinja2
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat, chat_hash, read_json
 from aiflow_agents.models.family.config import DecoderConfig, weight_files
+from aiflow_agents.models.family.rank import Keep, cut, linears, ranks
 from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Want
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def model_info(path: str | Path, *, dtype: str = "float32") -> ModelInfo:
-    """What the model in this folder is. Reads config.json and hashes files; loads no tensor and imports no torch.
+def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) -> ModelInfo:
+    """What the model in this folder is, a decomposed one at the size `keep`. Reads config.json and hashes files; imports no torch.
 
     `weights_hash` covers the weights and the settings they are computed with, `tokenizer_hash` the tokenizer, its template and special tokens.
     Raises `UserError` for a folder that cannot be used.
@@ -38,13 +39,16 @@ def model_info(path: str | Path, *, dtype: str = "float32") -> ModelInfo:
     for file in weight_files(path):
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
+    at = ranks(path, keep)
+    if at:
+        digest.update(repr(sorted(at.items())).encode())
     return ModelInfo(
         name=Path(path).resolve().name,
         weights_hash=digest.hexdigest(),
         tokenizer_hash=chat_hash(path),
         engine="family",
         dtype=dtype,
-        shape=config.shape(DTYPE_BYTES[dtype]),
+        shape=cut(config.shape(DTYPE_BYTES[dtype]), linears(path), at),
         capabilities=frozenset({"logprobs", "hidden", "resume", "exits"} if len(config.exits) > 1 else {"logprobs", "hidden", "resume"}),
         max_context=config.max_context,
     )
@@ -62,16 +66,19 @@ class FamilyModel:
         self.info, self.chat, self.engine, self.courier = info, chat, engine, courier
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "float32", stable: bool = True) -> FamilyModel:
-        """Load a model folder. `stable` keeps greedy answers independent of what else is in the batch. Raises `UserError` by name."""
-        info, chat = model_info(path, dtype=dtype), Chat(path)
+    def load(cls, path: str | Path, *, dtype: str = "float32", stable: bool = True, keep: Keep = 1.0) -> FamilyModel:
+        """Load a model folder, a decomposed one at the size `keep`. Raises `UserError` by name.
+
+        `stable` keeps greedy answers independent of what else is in the batch.
+        """
+        info, chat = model_info(path, dtype=dtype, keep=keep), Chat(path)
         import torch
 
         from aiflow_agents.models.family.courier import Courier
         from aiflow_agents.models.family.decoder import Decoder
         from aiflow_agents.models.family.engine import Engine
 
-        decoder = Decoder.load(path, getattr(torch, dtype))
+        decoder = Decoder.load(path, getattr(torch, dtype), keep)
         ends = end_ids(path)
         if chat.vocab > info.shape.vocab:
             raise UserError(
