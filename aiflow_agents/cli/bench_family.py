@@ -25,8 +25,9 @@ def family(
     display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
 ) -> None:
-    """Every exit of a family on the same fresh test questions: accuracy, and whether each is better than the one before (exact McNemar).
+    """Is each exit of a family better than the one before?
 
+    All are asked the same fresh test questions: accuracy, and the exact McNemar test between neighbours.
     With --against device=FOLDER@1, exit 1 is also held against the plain model in FOLDER: the ratio of their accuracies, with its interval.
     """
     from .. import catalog

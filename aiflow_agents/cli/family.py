@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 family = typer.Typer(add_completion=False, no_args_is_help=True, help="Many sizes in one model: an exit runs the first layers, then a block of its own.")
 
 WORK, OUT = Path("logs/grow"), Path("agents/models")
-LR = {"frozen": 0.01, "joint": 0.003}
+LR = {"frozen": 0.02, "joint": 0.003}
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
 
@@ -35,7 +35,7 @@ family.command("decompose", short_help="Make rank a size: one file for all sizes
 
 @family.command()
 def grow(
-    base: Annotated[str, typer.Argument(help="A Llama, Qwen2 or Qwen3 model, by name or path.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A Llama, Qwen2 or Qwen3 model, by name or path.")],
     exits: Annotated[str | None, typer.Option(metavar="E,E,...", help="Where to leave: exit E runs the first E layers, then its own block.", show_default=False)] = None,
     tier_sizes: Annotated[
         str | None, typer.Option(metavar="TIER=N,...", help="Instead: for each tier the deepest exit of at most so many parameters, as in device=2M,edge=8M.", show_default=False)
@@ -115,11 +115,11 @@ def grow(
 @family.command()
 def export(
     name: Annotated[str, typer.Argument(metavar="FAMILY", help="A family by name or path.")],
-    out: Annotated[Path, typer.Argument(help="The new model's folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new model's folder.")],
     exit: Annotated[int, typer.Option(help="Which exit; `aiflow family show FAMILY` lists them.")],
     json: AsJson = False,
 ) -> None:
-    """Write one exit as a plain Hugging Face checkpoint, which other tools load."""
+    """Write one exit as a plain checkpoint for other tools."""
     from ..models.family.export import export_branch, number_bytes, sizes
 
     folder = catalog.find("model", name).path
@@ -136,7 +136,10 @@ def show(
     name: Annotated[str, typer.Argument(metavar="FAMILY", help="A family, or any model, by name or path.")],
     json: AsJson = False,
 ) -> None:
-    """What each exit costs and, where the card says it, how good it is. A plain model has one exit."""
+    """What each exit costs, and how good it is.
+
+    Accuracies are those of the card, where there is one. A plain model has one exit.
+    """
     from ..models.family.config import weight_files
     from ..models.family.export import number_bytes, sizes
 
@@ -169,6 +172,8 @@ def _source(folder: Path, text: Path | None, seed: int, batch: int, length: int)
 
 def _check_target(target: Path, base: Path, work: Path) -> None:
     """Never write over a model that this growth has not made."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; choose another --out")
     if target.exists() and target.samefile(base):
         raise UserError(f"{target} is the base itself; choose another --out")
     if list(target.glob("*.safetensors")) and not (work / "checkpoint" / "state.json").exists():

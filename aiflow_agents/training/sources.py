@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
 def skills_of(folder: str | Path) -> dict[str, float]:
     """The skills that a model folder's recipe.yaml names, with their shares; none where there is no recipe, or its tokens are not our characters."""
-    recipe, tokens = Path(folder) / "recipe.yaml", read_json(Path(folder) / "tokenizer.json").get("model", {})
-    if not recipe.exists() or tokens.get("vocab") != VOCABULARY:
+    recipe = Path(folder) / "recipe.yaml"
+    if not recipe.exists() or read_json(Path(folder) / "tokenizer.json").get("model", {}).get("vocab") != VOCABULARY:
         return {}
     return load_recipe(recipe).skills
 

@@ -144,6 +144,8 @@ def test_show_reads_accuracies_from_the_card(here: Path, aiflow: Call) -> None:
         (["grow", "ant", "--exits", "1", "--text", "nowhere.txt"], "text nowhere.txt cannot be read"),
         (["grow", "bee", "--exits", "1", "--out", "agents/models/bee"], "agents/models/bee is the base itself; choose another --out"),
         (["grow", "bee", "--exits", "1", "--out", "agents/models/ant"], "agents/models/ant already holds a model; choose another --out"),
+        (["grow", "bee", "--exits", "1", "--out", "text.txt"], "text.txt is a file; choose another --out"),
+        (["export", "fam", "text.txt", "--exit", "1"], "text.txt is a file; choose another folder"),
         (["grow", "bee", "--exits", "1", "--tokens", "0"], "Invalid value for '--tokens'"),
         (["export", "fam", "out", "--exit", "4"], "no exit 4; this model has 0, 1, 2"),
         (["export", "fam", "agents/models/ant", "--exit", "1"], "already holds a model; choose another folder"),

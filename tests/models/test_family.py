@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +220,4 @@ def test_sizes_are_those_of_the_exports(family: tuple[Path, Any], tmp_path: Path
     for row in sizes(family[0]):
         plain = AutoModelForCausalLM.from_pretrained(export_branch(family[0], row["exit"], tmp_path / str(row["exit"])))
         assert row["parameters"] == sum(p.numel() for p in plain.parameters()) and row["blocks"] == plain.config.num_hidden_layers
+        assert all(stat.S_IMODE(file.stat().st_mode) & stat.S_IROTH for file in (tmp_path / str(row["exit"])).iterdir())

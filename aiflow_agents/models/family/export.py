@@ -25,6 +25,8 @@ def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
     folder, out = Path(folder), Path(out)
     config = DecoderConfig.read(folder)
     path = config.path(exit)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another folder")
     if list(out.glob("*.safetensors")):
         raise UserError(f"{out} already holds a model; choose another folder")
     tensors = _branch(folder, config, exit)
@@ -49,6 +51,7 @@ def write(out: Path, config: dict[str, Any], tensors: dict[str, Any], *, beside:
             shutil.copyfile(beside / name, out / name)
     part = out / "model.safetensors.part"
     save_file(tensors, part, {"format": "pt"})
+    part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(out / "model.safetensors")
 
 
