@@ -70,14 +70,15 @@ def _show(found: dict[str, Any], methods: list[Any]) -> None:
     for tuned in (False, True):
         for budget in (False, True):
             rows = {(row["method"], row["keep"]): row for row in found["rows"] if row["tuned"] == tuned and row["budget"] == budget}
+            shown = [method for method in methods if any(method == name for name, _ in rows)]  # not every way has budgets
             if rows:
                 title = f"tuned on {found['tuning']['tokens']:,} tokens" if tuned else "as decomposed"
                 typer.echo(
                     f"\n{title}, {'parameters spread by spectra' if budget else 'every layer alike'}\n{'keep':>5}"
-                    + "".join(f"{m:>18}" for m in methods)
+                    + "".join(f"{m:>18}" for m in shown)
                 )
                 for keep in sorted({keep for _, keep in rows}, reverse=True):
-                    cells = (f"{rows[m, keep]['accuracy']:8.1%} {rows[m, keep]['perplexity']:8.3f}" for m in methods)
+                    cells = (f"{rows[m, keep]['accuracy']:8.1%} {rows[m, keep]['perplexity']:8.3f}" for m in shown)
                     typer.echo(f"{keep:5g}" + "".join(f"{cell:>18}" for cell in cells))
     typer.echo("\npaired tests, every layer alike (p: exact McNemar and paired permutation, the weakest rival, Holm over sizes)")
     for claim in found["claims"]:

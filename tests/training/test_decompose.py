@@ -15,6 +15,7 @@ from scipy.linalg import sqrtm
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.decoder import Decoder
+from aiflow_agents.models.family.model import at_exit, model_info
 from aiflow_agents.models.family.rank import linears
 from aiflow_agents.training import moments as measuring
 from aiflow_agents.training import tokenizer
@@ -187,6 +188,18 @@ def test_branches_are_decomposed_too(tiny: Recipe, small: None, tmp_path: Path) 
     torch.testing.assert_close(*same)  # a branch's block and the layer beside it read the same, as their norms are still alike
     save(tmp_path / "family", tmp_path / "out", decompose(loaded, found, "whitened"), {})
     assert "model.eelayers.0.mlp.up_proj" in linears(tmp_path / "out") and len(linears(tmp_path / "out")) == 28
+    tokens = torch.randint(7, 90, (2, 20))
+    for e in (1, 2):
+        logits = [Decoder.load(tmp_path / name).logits(tokens, e) for name in ("family", "out")]
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
+    tokenizer.save(tmp_path / "out", 64)
+    saved = {}
+    for e, blocks in ((1, ("layers.0.", "eelayers.0.")), (2, ("layers.0.", "layers.1.", "layers.2."))):
+        info, shapes = model_info(tmp_path / "out", keep=0.5), linears(tmp_path / "out")
+        saved[e] = at_exit(info, tmp_path / "out", e).shape.block_params - at_exit(info, tmp_path / "out", e, 0.5).shape.block_params
+        of = [one for name, one in shapes.items() if name.startswith(tuple(f"model.{block}" for block in blocks))]
+        assert saved[e] == sum(one.dense - one.rank(0.5) * one.part for one in of) and len(of) == 7 * len(blocks)
+    assert 0 < saved[1] < saved[2]
 
 
 def test_what_cannot_be_decomposed_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -54,9 +54,12 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
     )
 
 
-def at_exit(info: ModelInfo, path: str | Path, exit: int) -> ModelInfo:
-    """The same model, of which one exit answers: its shape is smaller. Raises `UserError` for an exit that is not there."""
-    return replace(info, shape=DecoderConfig.read(path).shape(DTYPE_BYTES[info.dtype], exit))
+def at_exit(info: ModelInfo, path: str | Path, exit: int, keep: Keep = 1.0) -> ModelInfo:
+    """The same model, of which one exit answers, at the size `keep`: its shape is smaller. Raises `UserError` for an exit that is not there."""
+    config = DecoderConfig.read(path)
+    n = config.layers
+    blocks = tuple(f"model.layers.{i}." if i < n else f"model.eelayers.{i - n}." for i in config.path(exit))
+    return replace(info, shape=cut(config.shape(DTYPE_BYTES[info.dtype], exit), linears(path), ranks(path, keep), blocks))
 
 
 class FamilyModel:
