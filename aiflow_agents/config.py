@@ -178,8 +178,7 @@ def _message(error: Any, model: type[BaseModel]) -> str:
     if kind == "missing":
         owners = _models_at(model, loc[:-1])
         fields = [field for owner in owners for name, field in _keys(owner).items() if name == loc[-1]]
-        hint = f": {fields[0].description}" if fields and fields[0].description else ""
-        return f"this key is missing; {owners[0].__name__ if owners else 'the file'} needs it{hint}"
+        return "this key is missing" + next((f"; expected {wanted}" for field in fields if (wanted := _wanted(field))), "")
     if kind in ("value_error", "assertion_error"):
         return str(error["msg"]).partition(", ")[2] or str(error["msg"])
     expected = str(error["msg"]).replace("Input should be", "expected").replace(" or instance of ", " or ")
@@ -187,6 +186,12 @@ def _message(error: Any, model: type[BaseModel]) -> str:
         expected = "expected keys and values"
     shown = repr(error["input"])
     return f"{expected}, found {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def _wanted(field: Any) -> str:
+    """What a key is for, or else the words it may have."""
+    words = [repr(word) for word in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
+    return field.description or (f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "".join(words))
 
 
 def _locate(root: Node | None, loc: Iterable[int | str]) -> tuple[int, Loc]:

@@ -69,7 +69,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("members:\n  ada:\n    model: m1\n    teir: edge\n", 4, "members.ada.teir", ["unknown key", "'tier'"]),
         ("membrs:\n  ada: {model: m1}\n", 1, "membrs", ["'members'", "1 more"]),
         ("members: {}\nzzz: 1\n", 2, "zzz", ["expected one of links, members, rounds, spare"]),
-        ("members:\n  ada:\n    tier: edge\n", 2, "members.ada.model", ["missing", "Member", "a name from `aiflow list`"]),
+        ("members:\n  ada:\n    tier: edge\n", 2, "members.ada.model", ["missing; expected a name from `aiflow list`"]),
         ("members:\n  ada: {model: m1}\nrounds: many\n", 3, "rounds", ["valid integer", "found 'many'"]),
         ("members:\n  ada:\n    model: m1\n    tier: moon\n", 4, "members.ada.tier", ["expected 'device', 'edge' or 'cloud'", "'moon'"]),
         ("members: {}\nrounds: -1\n", 2, "rounds", ["rounds cannot be negative"]),

@@ -263,6 +263,7 @@ def _scatter(summary: Mapping[str, Any], key: str, title: str, unit: str) -> dic
              "whisker": [y_of(end) for end in arm["ci95"]] if arm["ci95"] else None,
              "title": f"{name}: {percent(arm['accuracy'])} at {quantity(cost, unit)}"} for name, arm, cost in arms]
     _place_labels(dots)
+    dots.sort(key=lambda dot: dot["marked"])  # what is drawn last lies on top
     return {"key": key, "title": title, "dots": dots, "frontier": _frontier(dots), "x_ticks": x_ticks,
             "y_ticks": [(y_of(t), f"{100 * t:.0f}") for t in y_ticks],
             "ceiling": (y_of(ceiling[1]), f"{ceiling[0]} {percent(ceiling[1])}") if ceiling else None,

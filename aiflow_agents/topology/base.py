@@ -29,7 +29,7 @@ class Needs:
             return f"at least {self.members} members; team '{team.name}' has {len(team)}"
         for role in self.roles:
             if team.role(role) is None:
-                return f"a member with role '{role}'; team '{team.name}' has {', '.join(sorted({a.role for a in team}))}"
+                return f"a member with role '{role}'; the roles in team '{team.name}' are {', '.join(sorted({a.role for a in team}))}"
         for agent in team:
             lacking = self.capabilities - agent.info.capabilities
             if lacking:

@@ -36,4 +36,5 @@ def load_topology(name: str, parameters: Mapping[str, Any] | None = None) -> Top
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise UserError(str(UnknownName(f"parameter of topology '{name}'", key, topology.model_fields))) from None
-        raise UserError(f"topology '{name}', parameter {key}: {first['msg']} (got {first['input']!r})") from None
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        raise UserError(f"topology '{name}', parameter {key}: {expected} (got {first['input']!r})") from None

@@ -125,7 +125,8 @@ def change(place: Path, *pairs: str, file: str = "agents/home.yaml") -> Path:
     [
         ("model: birch\n", "model: brich\n", 6, "members.bob.model", "no model named 'brich'; did you mean birch"),
         ("model: birch\n", "model: ./nowhere\n", 6, "members.bob.model", "no model named './nowhere'"),
-        ("model: birch\n    ", "", 5, "members.bob.model", "this key is missing; MemberFile needs it: a model's name or folder"),
+        ("model: birch\n    ", "", 5, "members.bob.model", "this key is missing; expected a model's name or folder"),
+        ("tier: edge, ", "", 12, "members.tim.tier", "this key is missing; expected 'device', 'edge' or 'cloud'"),
         ("role: critic", "rule: critic", 8, "members.bob.rule", "unknown key; did you mean 'role'?"),
         ("tier: edge", "tier: fog", 12, "members.tim.tier", "expected 'device', 'edge' or 'cloud', found 'fog'"),
         ("tier: edge", "tier: cloud", 12, "members.tim.tier", "network 'flat' has no node of the tier 'cloud'"),

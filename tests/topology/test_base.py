@@ -43,7 +43,7 @@ def ready(name: str, trial: Any, team: Any) -> Topology:
         (Needs(), None),
         (Needs(members=4, roles=("server", "member"), capabilities=frozenset({"logprobs"})), None),
         (Needs(members=5), "at least 5 members; team 'test' has 4"),
-        (Needs(roles=("server", "judge")), "a member with role 'judge'; team 'test' has member, server"),
+        (Needs(roles=("server", "judge")), "a member with role 'judge'; the roles in team 'test' are member, server"),
         (Needs(capabilities=frozenset({"logprobs", "kv", "hidden"})), "members with hidden, kv; ann has logprobs"),
     ],
 )

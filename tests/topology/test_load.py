@@ -64,7 +64,7 @@ def test_unknown_names_and_parameters_offer_the_nearest(here: Path) -> None:
 
 
 def test_a_value_of_the_wrong_kind_is_named_with_what_was_expected(here: Path) -> None:
-    with pytest.raises(UserError, match=r"^topology 'debate', parameter rounds: Input should be a valid integer.* \(got 'many'\)$"):
+    with pytest.raises(UserError, match=r"^topology 'debate', parameter rounds: expected a valid integer.* \(got 'many'\)$"):
         load_topology("debate", {"rounds": "many"})
     with pytest.raises(UserError, match="parameter threshold"):
         load_topology("cascade", {"threshold": "low"})
