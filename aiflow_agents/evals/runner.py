@@ -13,7 +13,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -173,7 +173,7 @@ class Evaluation:
 
         def done(result: Result) -> None:
             for name in twins[result.job.arm]:
-                self._keep(replace(result, job=replace(result.job, arm=name)), folder)
+                self._keep(result, name, folder)
                 if result.error and name not in told:  # the first of an arm at once, as it may be what all will say
                     told.add(name)
                     watch.note(f"{name} failed on {result.job.task.id}: {result.error}")
@@ -182,20 +182,20 @@ class Evaluation:
         for start in range(0, len(tasks), SLICE):
             run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed)
 
-    def _keep(self, result: Result, folder: RunFolder) -> None:
+    def _keep(self, result: Result, arm: str, folder: RunFolder) -> None:
         """On disk at once. The sample comes last: once it is there, a resume will not run this job again."""
         if result.job.traced:
             spans = [span._asdict() for span in result.spans]
-            folder.trace({"arm": result.job.arm, "task_id": result.job.task.id, "spans": spans})
+            folder.trace({"arm": arm, "task_id": result.job.task.id, "spans": spans})
         if result.error:
-            folder.log(f"{result.job.arm} failed on {result.job.task.id}: {result.error}")
-        folder.add([self._sample(result)])
+            folder.log(f"{arm} failed on {result.job.task.id}: {result.error}")
+        folder.add([self._sample(result, arm)])
 
-    def _sample(self, result: Result) -> Sample:
+    def _sample(self, result: Result, arm: str) -> Sample:
         job = result.job
         score = 0.0 if result.answer is None else self.suite.scorer(result.answer, job.task)
         return {
-            "arm": job.arm,
+            "arm": arm,
             "task_id": job.task.id,
             "repeat": job.repeat,
             "question": job.task.question,

@@ -28,7 +28,7 @@ class DevTrial:
     def __init__(self, team: Team, tasks: Sequence[Task], scorer: Scorer, execute: Execute):
         self.tasks, self.scorer, self._execute = list(tasks), scorer, execute
         self.questions = [task.question for task in tasks]
-        self._seen: dict[Settings, tuple[float, float, float]] = {}
+        self._seen: dict[tuple[Settings, str], tuple[float, float, float]] = {}  # by task: what a part has seen, the whole need not run again
         single = {agent.name: load_topology("single", {"member": agent.name}) for agent in team}
         results = execute([Job(name, topology, task, team) for name, topology in single.items() for task in tasks])
         by_member = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(single)}
@@ -77,7 +77,6 @@ class DevTrial:
         part.confidence = {name: [sure[i] for i in places] for name, sure in self.confidence.items()}
         part.scores = {name: float(np.mean([self.marks[name][i] for i in places])) for name in self.marks}
         part.marks = {name: [marks[i] for i in places] for name, marks in self.marks.items()}
-        part._seen = {}
         return part
 
     def tokens(self, topology: Topology) -> tuple[float, float]:
@@ -86,16 +85,14 @@ class DevTrial:
         return mean, tokens
 
     def _measure(self, topology: Topology) -> tuple[float, float, float]:
+        """Mean score, FLOPs and tokens."""
         key = settings(topology)
-        if key not in self._seen:
-            results = self._execute([Job(topology.name(), topology, task, self.team) for task in self.tasks])
-            used = [r.usage for r in results]
-            self._seen[key] = (
-                float(np.mean([self.score(r) for r in results])),
-                float(np.mean([u.flops for u in used])),
-                float(np.mean([u.tokens_in + u.tokens_out for u in used])),
-            )
-        return self._seen[key]
+        new = [Job(topology.name(), topology, task, self.team) for task in self.tasks if (key, task.id) not in self._seen]
+        for result in self._execute(new) if new else ():
+            used = result.usage
+            self._seen[key, result.job.task.id] = self.score(result), used.flops, float(used.tokens_in + used.tokens_out)
+        score, flops, tokens = np.array([self._seen[key, task.id] for task in self.tasks]).T
+        return float(np.mean(score)), float(np.mean(flops)), float(np.mean(tokens))
 
 
 def settings(topology: Topology) -> Settings:

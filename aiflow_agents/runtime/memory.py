@@ -43,6 +43,7 @@ class Memory:
             if not other.is_file():
                 raise UserError(f"no remembered answers at {other}")
             self._stores.append(_open(other, read_only=True))
+        self._read = [store for store in self._stores if store.execute("select 1 from calls limit 1").fetchone()]  # what comes later is known
         self.executed = 0  # calls that a model really answered for this object
 
     def get(self, key: Key) -> Reply | None:
@@ -52,9 +53,9 @@ class Memory:
     def load(self, keys: Sequence[Key]) -> dict[Key, Reply]:
         """Those of these answers that are on disk. They are known from then on, and kept with this run's own."""
         found: dict[Key, Reply] = {}
-        if self._stores and keys:
+        if self._read and keys:
             wanted = {digest(key): key for key in keys}
-            for store in self._stores:
+            for store in self._read:
                 names = [name for name, key in wanted.items() if key not in found]
                 for start in range(0, len(names), 500):
                     part = names[start : start + 500]

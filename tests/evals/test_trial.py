@@ -69,6 +69,29 @@ def test_a_topology_is_measured_once_by_the_calibrated_team(stage: Any) -> None:
     assert len(fake.asked) == 4
 
 
+class Learner(Topology):
+    """Learns how many questions it was shown, and which member was best on them."""
+
+    shown: int = 0
+    member: str = ""
+
+    def fit(self, trial: Any) -> Any:
+        return self.model_copy(update={"shown": len(trial.questions), "member": trial.best_member})
+
+    async def run(self, task: Any, team: Any) -> Any:
+        raise AssertionError
+
+
+def test_what_is_fitted_is_measured_on_the_other_half_and_no_task_is_run_twice(stage: Any) -> None:
+    made, fake = trial(stage, {"ann": 0.3, "bob": 0.7, "tim": 0.5, "learner": 0.6}, {"learner": 4.0})
+    fake.asked.clear()
+    assert made.unseen(Learner()) == (pytest.approx(0.6), 4.0)
+    assert fake.asked == [["learner"] * 5] * 2  # fitted on five questions, asked the other five
+    assert made.unseen(Learner())[0] == made.accuracy(Learner(shown=5, member="bob"))[0] == pytest.approx(0.6)
+    assert len(fake.asked) == 2  # the whole is its halves
+    assert made.accuracy(Learner().fit(made))[0] == 0.6 and fake.asked[2:] == [["learner"] * 10]  # shown all ten, it is another one
+
+
 class Table(Topology):
     weights: Any = None
 

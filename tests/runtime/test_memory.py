@@ -70,7 +70,7 @@ requests = st.builds(
     Request,
     st.lists(st.builds(Turn, st.sampled_from(["user", "system"]), text, st.none() | text), max_size=2).map(tuple),
     st.integers(1, 3),
-    st.builds(Sampling, st.sampled_from([0.0, 0.5])),
+    st.builds(Sampling, st.sampled_from([0.0, 0.5]), st.sampled_from([0.9, 1.0])),  # left to itself it draws NaN, which equals nothing
     st.integers(0, 1),
     st.lists(text, max_size=2).map(tuple),
 )
@@ -197,6 +197,20 @@ def test_thousands_are_found_at_once_and_the_others_are_not(tmp_path: Path) -> N
         memory.put([(key, reply(str(i))) for i, key in enumerate(keys) if i % 2])
     with closing(Memory(tmp_path / "calls.sqlite")) as memory:
         assert memory.load(keys) == {key: reply(str(i)) for i, key in enumerate(keys) if i % 2}
+
+
+def test_what_was_empty_at_the_beginning_is_not_searched(tmp_path: Path) -> None:
+    """A fresh run asks its own file for nothing: what it holds later is known in memory."""
+    with closing(Memory(tmp_path / "calls.sqlite")) as memory:
+        memory.put([(("model", request(1)), reply("1"))])
+        searched: list[str] = []
+        memory._own.set_trace_callback(searched.append)  # type: ignore[union-attr]
+        assert memory.load([("model", request(2))]) == {} and searched == []
+        assert memory.get(("model", request(1))) == reply("1")
+    with closing(Memory(tmp_path / "new.sqlite", reuse=[tmp_path / "calls.sqlite"])) as memory:
+        assert memory.load([("model", request(1))]) == {("model", request(1)): reply("1")}
+    with closing(Memory(tmp_path / "new.sqlite")) as memory:  # kept with its own
+        assert memory.load([("model", request(1))]) == {("model", request(1)): reply("1")}
 
 
 def test_the_thread_of_a_virtual_clock_may_write(tmp_path: Path) -> None:
