@@ -119,7 +119,12 @@ def plan(
         net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
         people, team_name = Team.load(where.path, network=net), _findable(where)
     if topologies is None:
-        patterns = [_settled(_entry("topology", None, name, one), parameters) for name, parameters in one.topologies()]
+        patterns = []
+        for place, (name, parameters) in enumerate(one.topologies()):
+            try:
+                patterns.append(_settled(catalog.find("topology", name, base=one.folder), parameters))
+            except UserError as error:
+                raise one.mistake(error, "topologies", place) from None
     else:
         patterns = [_settled(catalog.find("topology", name), parameters) for name, parameters in map(_pattern, topologies)]
     config: dict[str, Any] = {
@@ -200,7 +205,12 @@ def _settled(entry: catalog.Entry, parameters: Mapping[str, Any]) -> tuple[str, 
 
 def _entry(kind: catalog.Kind, given: str | Path | None, default: str | None, suite: Suite) -> catalog.Entry:
     """What the caller names, or else what the suite's file does."""
-    return catalog.find(kind, str(given)) if given else catalog.find(kind, default or "", base=suite.folder)
+    if given:
+        return catalog.find(kind, str(given))
+    try:
+        return catalog.find(kind, default or "", base=suite.folder)
+    except UserError as error:
+        raise suite.mistake(error, kind) from None
 
 
 def _findable(entry: catalog.Entry) -> str:

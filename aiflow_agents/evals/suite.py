@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from aiflow_agents import catalog
-from aiflow_agents.config import load_yaml
-from aiflow_agents.errors import ConfigError, UserError
+from aiflow_agents.config import line_of, load_yaml
+from aiflow_agents.errors import ConfigError, UnknownName, UserError
 from aiflow_agents.evals.scorer import Scorer, load_scorer
 from aiflow_agents.runtime.task import Task
-from aiflow_agents.skills.splits import balanced
+from aiflow_agents.skills.splits import balanced, skill
 
 Count = Annotated[int, Field(gt=0)]
+
+
+def _known_skill(name: str) -> str:
+    try:
+        skill(name)
+    except UnknownName as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 class Counts(BaseModel):
@@ -39,7 +47,7 @@ class SuiteFile(BaseModel):
     team: str = ""
     network: str | None = None
     topologies: tuple[str | dict[str, dict[str, Any]], ...] = ()
-    skills: tuple[str, ...] = ()
+    skills: tuple[Annotated[str, AfterValidator(_known_skill)], ...] = ()
     data: str | None = None
     tasks: Counts = Counts(dev=500, test=1000)
     scorer: str = "exact"
@@ -79,6 +87,10 @@ class Suite:
         questions = balanced(list(self.file.skills), split, count, seed)
         return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.skill,)) for i, q in enumerate(questions)]
 
+    def mistake(self, error: UserError, *keys: int | str) -> UserError:
+        """What is wrong with something that the suite's file names, with file, line and key; an error that says its place already stays as it is."""
+        return error if isinstance(error, ConfigError) else _mistake(error, self.folder / "eval.yaml", *keys)
+
     def topologies(self) -> list[tuple[str, dict[str, Any]]]:
         """(name, parameters) of the suite's topologies."""
         return [(entry, {}) if isinstance(entry, str) else next(iter(entry.items())) for entry in self.file.topologies]
@@ -98,7 +110,15 @@ def _load(name: str, inside: tuple[Path, ...]) -> list[Suite]:
     if file.suites:
         return [suite for part in file.suites for suite in _load(part, (*inside, entry.path))]
     folder = entry.path.parent
-    return [Suite(entry.name, folder, file, load_scorer(file.scorer, folder))]
+    try:
+        return [Suite(entry.name, folder, file, load_scorer(file.scorer, folder))]
+    except UnknownName as error:
+        raise _mistake(error, entry.path, "scorer") from None
+
+
+def _mistake(error: UserError, file: Path, *keys: int | str) -> ConfigError:
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).removeprefix(".")
+    return ConfigError(str(error), file=file, line=line_of(file, *keys), key=key)
 
 
 def _read(path: Path, split: str) -> list[Task]:

@@ -6,6 +6,7 @@ that dies is replaced and its piece is done again.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -121,6 +122,7 @@ class RayHosts:
         self._started = not ray.is_initialized()
         if self._started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it would announce its default at every start
             here: dict[str, Any] = {} if address else {"num_cpus": count or _cores(), "include_dashboard": False}
             ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         self._count = count or max(1, int(ray.cluster_resources().get("CPU", 1)))

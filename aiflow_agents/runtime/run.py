@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from traceback import walk_tb
 from typing import Protocol
 
-from aiflow_agents.errors import Deadlock
+from aiflow_agents.errors import AIFlowError, Deadlock, UserError
 from aiflow_agents.net import clock
 from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.handover import Handover
@@ -133,7 +136,15 @@ class _Stage:
 
     def failed(self, error: BaseException, latency_s: float) -> Result:
         usage = self.scene.ledger.usage(latency_s)
-        return Result(self.job, None, None, usage, f"{type(error).__name__}: {error}", spans=tuple(self.spans))
+        said = f"{type(error).__name__}: {error}".strip() + _where(error, self.job.topology)
+        return Result(self.job, None, None, usage, said, spans=tuple(self.spans))
+
+
+def _where(error: BaseException, topology: Runs) -> str:
+    """The line of the topology's own file that an error went through; nothing for those that are raised on purpose, which say enough."""
+    file = getattr(sys.modules.get(type(topology).__module__), "__file__", None)
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    return f" ({Path(file).name}:{lines[-1]})" if file and lines and not isinstance(error, AIFlowError) else ""
 
 
 def _listen(spans: list[Span], listener: Listener | None) -> Listener:
@@ -180,6 +191,8 @@ def ask(
     listener: Listener | None = None,
 ) -> Result:
     """One question, now. Its spans come back with the result, and go to `listener` as they end."""
+    if isinstance(topology, str):
+        raise UserError(f"a team runs a topology, not its name: give load_topology({topology!r})")
     check = getattr(topology, "check", None)
     if check:
         check(team)

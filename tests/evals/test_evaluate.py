@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aiflow_agents.errors import UnknownName, UserError
+from aiflow_agents.errors import ConfigError, UnknownName, UserError
 from aiflow_agents.evals.evaluate import evaluate, plan, start_hosts
 from aiflow_agents.evals.rehearsal import calls_at_most
 from aiflow_agents.evals.run_folder import OtherRun
@@ -40,6 +40,34 @@ def test_names_are_settled_before_the_run_and_nothing_is_written(room: Any) -> N
     with pytest.raises(UserError, match="'both' is a group of suites"):
         room.evaluate("both")
     assert not (room.root / "logs").exists() and room.batches == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "words"),
+    [
+        ("team: trioo", "1: team", "no team named 'trioo'; did you mean trio?"),
+        ("network: home-wify", "3: network", "no network named 'home-wify'; did you mean home-wifi?"),
+        ("topologies:\n- majority\n- weihgted", "5: topologies[1]", "no topology named 'weihgted'; did you mean weighted?"),
+        ("topologies:\n- debate: {round: 2}", "4: topologies[0]", "no parameter of topology 'debate' named 'round'; did you mean rounds?"),
+        ("topologies:\n- debate: {rounds: many}", "4: topologies[0]", "topology 'debate', parameter rounds: expected a valid integer"),
+    ],
+)
+def test_what_a_suite_names_wrongly_is_said_with_file_line_and_key(room: Any, line: str, place: str, words: str) -> None:
+    team, _, rest = "team: trio\ndata: data.jsonl\n".partition("\n")
+    file = room.root / "evals" / "quiz" / "eval.yaml"
+    file.write_text(f"{line}\n{rest}" if line.startswith("team") else f"{team}\n{rest}{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        plan("quiz")
+    assert str(caught.value).startswith(f"{file}:{place}: {words}")
+    if line.startswith(("team", "network")):  # it is not asked for where another one is given
+        assert plan("quiz", "trio", ["majority"], network="home-wifi").test
+
+
+def test_a_mistake_in_a_file_that_a_suite_names_keeps_its_own_place(room: Any) -> None:
+    (room.root / "torn.py").write_text("x = 1\ndef run(:\n")
+    room.suite("quiz", dev=36, test=45, topologies="[../../torn.py]")
+    with pytest.raises(ConfigError, match=r"^[^:]*torn\.py:2: not valid Python"):
+        plan("quiz")
 
 
 def test_the_rehearsal_finds_what_could_never_work_and_costs_no_model(room: Any) -> None:

@@ -131,12 +131,18 @@ def test_a_mistake_in_the_yaml_is_named_by_file_line_and_key(text: str, words: s
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("skills: [ad]", "no skill named 'ad'; did you mean add"), ("skills: [add]\nscorer: exakt", "no scorer named 'exakt'; did you")]
+    ("text", "words"),
+    [
+        ("skills:\n- add\n- subb\n", ":4: skills[1]: no skill named 'subb'; known: add, "),
+        ("skills: [ad]", ":2: skills[0]: no skill named 'ad'; did you mean add"),
+        ("skills: [add]\nscorer: exakt", ":3: scorer: no scorer named 'exakt'; did you mean exact?"),
+    ],
 )
 def test_unknown_names_get_the_nearest(text: str, words: str) -> None:
-    put("s", f"team: t\n{text}\n")
-    with pytest.raises(UnknownName, match=words):
-        load_suites("s")[0].tasks("test", 0)
+    folder = put("s", f"team: t\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_suites("s")
+    assert str(caught.value).startswith(f"{folder.absolute() / 'eval.yaml'}{words}")
     with pytest.raises(UnknownName, match="no suite named 'specialist'; did you mean specialists"):
         load_suites("specialist")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -116,7 +117,13 @@ def hosts() -> Iterator[Any]:
     from aiflow_agents.runtime.hosts import RayHosts
 
     assert not ray.is_initialized()
+    listener = logging.Handler(logging.WARNING)
+    said: list[str] = []
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("ray").addHandler(listener)
     started = RayHosts(count=2, load=loader())
+    logging.getLogger("ray").removeHandler(listener)
+    assert said == []  # what Ray says as it starts would stand among the user's lines
     yield started
     started.close()
     assert not ray.is_initialized()

@@ -8,13 +8,14 @@ import random
 import sqlite3
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiflow_agents.errors import MemberFailed, UnmetNeed
+from aiflow_agents.errors import MemberFailed, UnmetNeed, UserError
 from aiflow_agents.models.protocol import CallError, Sampling
 from aiflow_agents.net.together import first, gather
 from aiflow_agents.runtime import run as run_module
@@ -128,8 +129,8 @@ async def gives_text(team: Any) -> Any:
     [
         (raises(ZeroDivisionError("by zero")), "ZeroDivisionError: by zero"),
         (raises(MemberFailed("ann", "tired")), "MemberFailed: ann: tired"),
-        (raises(TimeoutError()), "TimeoutError: "),
-        (cancels_itself, "CancelledError: "),
+        (raises(TimeoutError()), "TimeoutError:"),
+        (cancels_itself, "CancelledError:"),
         (gives_text, "TypeError: Do.run gave str; expected a Message"),
         (lambda team: team["nobody"].ask("q"), "UnknownName: no member of team 'test' named 'nobody'; known: ann, bob, tim"),
     ],
@@ -137,7 +138,9 @@ async def gives_text(team: Any) -> Any:
 def test_a_topology_that_raises_is_a_failed_task_and_not_the_end(stage: Any, team: Any, run: Any, error: str) -> None:
     jobs = [*stage.jobs(type_of(stage)(run), team), *stage.jobs(load_topology("single"), team, ["q"])]
     failed, sound = stage.run_jobs(jobs)
-    assert failed.answer is None and failed.error == error and str(failed).startswith(f"failed: {error}")
+    said, _, place = failed.error.partition(" (conftest.py:")
+    assert failed.answer is None and said == error and str(failed).startswith(f"failed: {failed.error}")
+    assert bool(place) == (error[0] in "ZTC" and "expected" not in error)  # what is raised on purpose says enough
     assert sound.answer == "ann:q" and sound.error is None and str(sound).startswith("ann:q   [1 calls, 0 bytes, ")
 
 
@@ -146,6 +149,21 @@ def type_of(stage: Any) -> Any:
     import sys
 
     return vars(sys.modules[type(stage).__module__])["Do"]
+
+
+def test_an_error_of_a_topology_says_the_line_of_its_file(stage: Any, tmp_path: Path) -> None:
+    body = "from aiflow_agents import Topology\n\n\nclass Sums(Topology):\n    async def run(self, task, team):\n        return self.half(task)\n\n"
+    (tmp_path / "sums.py").write_text(body + "    def half(self, task):\n        return int('ten') / 2\n")
+    team = stage.team(ann="phone")
+    (result,) = stage.run(load_topology(str(tmp_path / "sums.py")), team)
+    assert result.error == "ValueError: invalid literal for int() with base 10: 'ten' (sums.py:9)"
+    (tmp_path / "sums.py").write_text(body + "    def half(self, task):\n        return 1\n")
+    assert stage.run(load_topology(str(tmp_path / "sums.py")), team)[0].error == "TypeError: Sums.run gave int; expected a Message"
+
+
+def test_a_name_is_no_topology(stage: Any) -> None:
+    with pytest.raises(UserError, match=r"a team runs a topology, not its name: give load_topology\('debate'\)"):
+        ask(stage.team(ann="phone"), "debate", "q", hosts=stage.hosts())  # type: ignore[arg-type]
 
 
 class Waits:
