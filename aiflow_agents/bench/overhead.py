@@ -29,6 +29,7 @@ from aiflow_agents.evals.runner import Evaluation, Silence, Watcher
 from aiflow_agents.models.protocol import Reply, Request, Turn
 from aiflow_agents.runtime.hosts import Answers, Batches, Hosts
 from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.run import no_collections
 
 Asked = list[dict[str, list[Request]]]  # one entry per hand-over: what each model was asked in it
 
@@ -134,8 +135,10 @@ def _evaluate(evaluation: Evaluation, hosts: Hosts) -> None:
 
 
 def _replay(asked: Asked, hosts: Hosts) -> None:
-    for batches in asked:
-        hosts.generate(batches)
+    """The batches alone, with as few garbage collections as in an evaluation."""
+    with no_collections():
+        for batches in asked:
+            hosts.generate(batches)
 
 
 def _load(evaluation: Evaluation, hosts: Hosts, count: int) -> None:

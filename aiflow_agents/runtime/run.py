@@ -81,12 +81,12 @@ def run_jobs(
     handover = Handover(hosts, memory, note)
     waiting = iter(jobs)
     while batch := list(islice(waiting, IN_STEP)):
-        with _no_collections():
+        with no_collections():
             clock.run(_together(batch, seed, done, listener), handover)
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
+def no_collections() -> Iterator[None]:
     """Thousands of worlds are alive and hardly a cycle among them: walking through them in search of garbage took half of the time."""
     enabled = gc.isenabled()
     gc.disable()
