@@ -9,12 +9,14 @@ import typer
 
 from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_rank import rank
+from aiflow_agents.cli.bench_wire import wire
 
 bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
 bench.command("family")(family)
 bench.command("rank")(rank)
+bench.command("wire")(wire)
 
 MODELS = ("oak", "tally")  # the largest that is shipped, and one of those for devices
 Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]

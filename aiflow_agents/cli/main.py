@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": ("aiflow_agents.cli.evaluate:evaluate", "Is the team better than its best member, and at what cost?"),
     "train": ("aiflow_agents.cli.train:train", "Train a model from a recipe."),
     "family": ("aiflow_agents.cli.family:family", "Many sizes in one model: grow exits, export one, show them."),
+    "calibrate": ("aiflow_agents.cli.bench_wire:calibrate", "Fit a codec on a model's hidden states."),
     "bench": ("aiflow_agents.cli.bench:bench", "How fast is the engine, and what does an evaluation cost besides?"),
     "doctor": ("aiflow_agents.cli.doctor:doctor", "Check this installation."),
 }

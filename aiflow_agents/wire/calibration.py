@@ -12,8 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from aiflow_agents.errors import UserError
 from aiflow_agents.wire.codecs.codec import Codec
-from aiflow_agents.wire.codecs.registry import restore
+from aiflow_agents.wire.codecs.registry import parse, restore
 from aiflow_agents.wire.codecs.stored import Arrays, CalibrationError, Stored
 
 FORMAT = "aiflow-codec/1"
@@ -37,6 +38,10 @@ def load(file: str | Path) -> Codec:
         raise CalibrationError(f"calibration {file} cannot be read ({error})") from None
     if about.get("format") != FORMAT or "spec" not in about:
         raise CalibrationError(f"calibration {file} is no fitted codec: its metadata lacks format {FORMAT} and a spec")
+    try:
+        parse(about["spec"])
+    except UserError as error:
+        raise CalibrationError(f"calibration {file}: {error}") from None
     spaces: dict[str, Arrays] = {}
     for name, array in arrays.items():
         space, _, rest = name.rpartition("/")

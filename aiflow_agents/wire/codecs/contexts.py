@@ -22,6 +22,8 @@ CLASSES = 56
 NARROWEST, WIDEST = 2.0**-10, 2.0**4  # mean magnitudes of the first and the last class
 PRIOR = 20.0  # observations by which a context is held to what its token and its coefficient have in common
 
+SPAN = np.log(WIDEST / NARROWEST) / (CLASSES - 1)  # from one class to the next
+
 Whole = NDArray[np.int64]
 
 
@@ -55,11 +57,10 @@ class Contexts:
         overall = size.mean(0) + 1e-3  # by coefficient
         share = (total.sum(1) + PRIOR * overall.sum()) / ((n + PRIOR) * overall.sum())  # by context
         expected = (total + PRIOR * share[:, None] * overall) / (n + PRIOR)[:, None]
-        span = np.log(WIDEST / NARROWEST) / (CLASSES - 1)
-        level = np.clip(np.rint(np.log(expected / NARROWEST) / span), 0, CLASSES - 1).astype(np.uint8)
+        level = np.clip(np.rint(np.log(expected / NARROWEST) / SPAN), 0, CLASSES - 1).astype(np.uint8)
         index, found = _index(symbols), np.zeros((CLASSES, 2 * REACH + 2), np.int64)
         np.add.at(found, (level[contexts], index), 1)
-        return cls(boundary, level, np.stack([_counts(row, NARROWEST * np.exp(span * k)) for k, row in enumerate(found)]))
+        return cls(boundary, level, np.stack([_counts(row, NARROWEST * np.exp(SPAN * k)) for k, row in enumerate(found)]))
 
     @classmethod
     def restore(cls, stored: Stored, vocab: int, columns: int) -> Contexts:
@@ -71,6 +72,10 @@ class Contexts:
 
     def arrays(self) -> Arrays:
         return {"boundary": np.array([self.boundary], np.int32), "level": self.level, "counts": self.counts}
+
+    def spreads(self) -> NDArray[np.float32]:
+        """About the mean magnitude of a symbol in each context, [contexts, columns]."""
+        return (NARROWEST * np.exp(SPAN * self.level)).astype(np.float32)
 
     # -- one position of one message -----------------------------------------------------------------------------------
 

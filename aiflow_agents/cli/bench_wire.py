@@ -1,0 +1,208 @@
+"""`aiflow bench wire`: what hidden states weigh once they are coded, and what is still known afterwards. `aiflow calibrate` fits what ships."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import UnknownName, UserError
+
+if TYPE_CHECKING:
+    from ..training.cut import Cut
+    from ..wire.codecs import Codec
+
+MODEL = "willow"
+CODECS = (
+    "float16", "bfloat16", "bfloat16+ans", "int8", "int8+ans", "int4", "int4+ans", "int:bits=3+ans", "hadamard:bits=8+ans", "hadamard+ans",
+    "outliers+ans", "klt:bits=8,rank=64+ans", "klt:bits=4+ans", "klt:step=0.25+ans", "klt:step=0.5", "klt:step=0.5+ans", "klt:step=1+ans",
+    "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.6", "predict:step=1",
+)  # fmt: skip
+
+Model = Annotated[str, typer.Argument(help="A model by name or path.")]
+Layer = Annotated[int, typer.Option(min=0, help="Cut at the input of this layer.")]
+Skills = Annotated[str | None, typer.Option(metavar="SKILL,...", help="Which skills' questions. Default: all that models are trained on.", show_default=False)]
+Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
+
+
+def wire(
+    model: Model = MODEL,
+    layer: Layer = 3,
+    exit: Annotated[int | None, typer.Option(help="Where the states are gone on to. Default: the last exit.", show_default=False)] = None,
+    codec: Annotated[
+        list[str] | None, typer.Option(help="A codec as in klt:step=0.5+ans, or a file of one that was fitted; repeatable. Default: all kinds, and those in the model's codecs/.", show_default=False)
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="How many test questions travel.")] = 1000,
+    calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = 2500,
+    skills: Skills = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the trade as a picture, an SVG.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    display: Display = "rich",
+    json: AsJson = False,
+) -> None:
+    """Codecs side by side on a model's own hidden states: bits a number, next tokens that stay the same, answers lost, milliseconds.
+
+    Every byte of a message counts. Test questions with their right answers travel; codecs are fitted on training questions.
+    """
+    from aiflow_agents.bench.wire import bench_codec, references
+
+    from .display import watcher
+
+    cut, drawn = _cut(model, layer, (exit,)), _Drawn(skills, seed)
+    rows = []
+    with watcher(display) as watch:
+        codecs = _codecs(cut, model, codec, lambda: drawn.sample(cut, calibration), watch)
+        exact = references(cut, drawn.questions("test", questions))
+        watch.stage("codecs", len(codecs))
+        for one in codecs:
+            rows.append(bench_codec(cut, one, exact))
+            watch.advance(1)
+    about = {"model": model, "layer": layer, "exit": cut.family.exits[-1] if exit is None else exit, "questions": questions, "seed": seed}
+    if plot is not None:
+        from aiflow_agents.bench.wire_plot import wire_svg
+
+        plot.write_text(wire_svg(rows, f"{model}, input of layer {layer}, {questions:,} messages"), encoding="utf-8")
+    if json:
+        typer.echo(dumps({**about, "codecs": rows}, indent=2))
+    else:
+        _show(about, rows)
+
+
+def calibrate(
+    model: Model = MODEL,
+    layer: Annotated[list[int] | None, typer.Option(min=0, help="Cut at the input of this layer; repeatable. Default: where exits leave.", show_default=False)] = None,
+    codec: Annotated[str, typer.Option(help="As in klt:step=0.5+ans.")] = "predict:step=0.7",
+    name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings.", show_default=False)] = None,
+    value: Annotated[
+        float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")
+    ] = 60.0,
+    steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = (1500, 1000),
+    calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 2500,
+    skills: Skills = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for it. Default: codecs/ of the model.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    display: Display = "rich",
+) -> None:
+    """Fit a codec on a model's hidden states and write it where `send` and `aiflow bench wire` find it."""
+    from aiflow_agents import catalog
+    from aiflow_agents.training.refine import refined
+    from aiflow_agents.wire import calibration as files
+    from aiflow_agents.wire.codecs import Codec, fit
+
+    from .display import watcher
+
+    drawn, spec = _Drawn(skills, seed), _with_boundary(codec)
+    folder = out or catalog.find("model", model).path / "codecs"
+    codings = {}
+    with watcher(display) as watch:
+        for k in layer or _cut(model, 0, (None,)).family.exits[:-1]:
+            cut = _cut(model, k, None)
+            watch.stage(f"states at layer {k}", 0)
+            samples = {f"hidden.{k}": drawn.sample(cut, calibration)}
+            fitted = fit(spec, samples)
+            if spec.startswith("predict") and value:
+                fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
+            codings.update(fitted.codings)
+            spec = fitted.spec
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name or spec.partition(':')[0]}.safetensors"
+    files.save(Codec(spec, codings), file)
+    typer.echo(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
+
+
+class _Drawn:
+    """Questions, the skills in proportion."""
+
+    def __init__(self, skills: str | None, seed: int):
+        from ..skills.questions import TRAINED
+        from ..skills.splits import skill
+
+        self.weights, self.seed = dict.fromkeys(skills.split(",") if skills else TRAINED, 1.0), seed
+        for name in self.weights:
+            skill(name)
+
+    def questions(self, split: str, count: int) -> list[Any]:
+        from itertools import islice
+
+        from ..skills.splits import stream
+
+        return list(islice(stream(self.weights, split, self.seed), count))
+
+    def sample(self, cut: Cut, count: int) -> Any:
+        from ..training.cut import sample
+
+        return sample(cut, self.questions("train", count), self.seed)
+
+
+def _cut(model: str, layer: int, exits: tuple[int | None, ...] | None) -> Cut:
+    """A model's family at a layer; exits None: all that lie at or behind it, the shallowest apart where it has no layer of the backbone to itself."""
+    import torch
+
+    from .. import catalog
+    from ..models.family.family import Family
+    from ..training.cut import Cut
+
+    torch.set_num_threads(1)
+    family = Family.load(catalog.find("model", model).path)
+    cut = Cut(family, layer, tuple(e for e in family.exits if e >= max(layer, 1)) if exits is None else exits)
+    for e in cut.exits:
+        family.after(layer, e)  # says by name where an exit lies before the layer
+    return cut
+
+
+def _codecs(cut: Cut, model: str, wanted: list[str] | None, sample: Any, watch: Any) -> list[Codec]:
+    """Those asked for, fitted where they need it, or all kinds and what ships with the model."""
+    from .. import catalog
+    from ..wire import calibration
+    from ..wire.codecs import codec, fit, parse
+
+    space, found, shared = f"hidden.{cut.layer}", [], None
+    shipped = sorted((catalog.find("model", model).path / "codecs").glob("*.safetensors"))
+    for name in wanted or [*CODECS, *map(str, shipped)]:
+        named = [file for file in shipped if file.stem == name]
+        if named or name.endswith(".safetensors"):
+            one = calibration.load(named[0] if named else name)
+            if space in one.codings:
+                found.append(one)
+            elif wanted:
+                raise UserError(f"codec {name} is fitted for {', '.join(sorted(one.codings))}; not for {space}")
+            continue
+        try:
+            spec = _with_boundary(parse(name).text)
+        except UnknownName as error:
+            raise UserError(f"{error}, or a file.safetensors") from None
+        try:
+            found.append(codec(spec))
+        except UserError:
+            if shared is None:
+                watch.stage("states to fit on", 0)
+                shared = sample()
+            found.append(fit(spec, {space: shared}))
+    return found
+
+
+def _with_boundary(spec: str) -> str:
+    """In our own texts an answer begins with <assistant>; other text has no such token."""
+    from ..training.tokenizer import ASSISTANT
+
+    if not spec.startswith("predict") or "boundary=" in spec:
+        return spec
+    return spec + ("," if ":" in spec else ":") + f"boundary={ASSISTANT}"
+
+
+def _show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    typer.echo(f"{about['model']}, input of layer {about['layer']} to exit {about['exit']}: {about['questions']:,} messages, seed {about['seed']}\n")
+    head = f"{'codec':30} {'bytes':>7} {'bits':>6} {'told':>6} {'body':>6} {'single':>6}  {'answers agree':>13} {'all':>6} {'KL':>8}"
+    typer.echo(f"{head}  {'points lost':>20}  {'encode':>8} {'decode':>8}")
+    for row in rows:
+        bits = " ".join(f"{row[key]:6.2f}" for key in ("bits", "told_bits", "body_bits", "single_bits"))
+        low, high = row["accuracy"]["lost_ci95"]
+        lost = f"{100 * row['accuracy']['lost']:5.2f} [{100 * low:5.2f}, {100 * high:5.2f}]"
+        kept = f"{100 * row['agreement']['answers']:11.2f} % {100 * row['agreement']['all']:6.2f} {row['kl']['answers']:8.5f}"
+        typer.echo(f"{row['codec'][:30]:30} {row['message_bytes']:7.1f} {bits}  {kept}  {lost:>20}  {row['encode_ms']:5.2f} ms {row['decode_ms']:5.2f} ms")
+    if rows:
+        typer.echo(f"\nright answers with exact states: {100 * rows[0]['accuracy']['exact']:.1f} %. bits: of all bytes of a message, for each number.")
+        typer.echo("told: where the receiver has the token ids; body: without frame and ids; single: one position a message.")
