@@ -13,7 +13,7 @@ say after greedy tokens that were right so far, so a text is answered rightly ex
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ def bench_codec(cut: Cut, codec: Codec, exact: Sequence[Reference]) -> dict[str,
     Returns `codec, fidelity, messages, numbers, message_bytes, bits, told_bits, body_bits, single_bits, agreement{answers, all}, kl{answers, all}
     (nats a token), accuracy{exact, coded, lost, lost_ci95}, encode_ms, decode_ms` (medians a message, one thread).
     """
-    sent, score = _Sent(), _Score()
+    sent, score = _Sent(), Score()
     for batch in exact:
         rows = batch.states.shape[0]
         decoded = torch.zeros_like(batch.states)
@@ -62,7 +62,8 @@ def bench_codec(cut: Cut, codec: Codec, exact: Sequence[Reference]) -> dict[str,
             message = Hidden(cut.layer, batch.states[row, :n].numpy(), batch.texts.ids[row, :n].numpy())
             decoded[row, :n] = torch.from_numpy(sent.through(codec, message))
         with torch.inference_mode():
-            score.add(batch, cut.above(decoded).log_softmax(-1))
+            said = cut.above(decoded).log_softmax(-1)
+            score.compare(batch.said, said, batch.texts.targets, {"answers": batch.texts.answers, "all": batch.texts.present})
     return {"codec": codec.spec, "fidelity": codec.fidelity(), **sent.summary(), **score.summary()}
 
 
@@ -118,21 +119,22 @@ class _Sent:
         }
 
 
-class _Score:
+class Score:
     """What the model says to decoded states, beside what it says to the exact ones."""
 
     def __init__(self) -> None:
         self.same, self.places, self.kl = {"answers": 0, "all": 0}, {"answers": 0, "all": 0}, {"answers": 0.0, "all": 0.0}
         self.right: list[Tensor] = []  # [texts, 2]: with exact states, with decoded ones
 
-    def add(self, batch: Reference, said: Tensor) -> None:
-        best, mine = batch.said.argmax(-1), said.argmax(-1)
-        kl = (batch.said.exp() * (batch.said - said)).sum(-1)
-        for name, places in (("answers", batch.texts.answers), ("all", batch.texts.present)):
-            self.same[name] += int((best == mine)[places].sum())
-            self.places[name] += int(places.sum())
-            self.kl[name] += float(kl[places].sum())
-        self.right.append(torch.stack([((one == batch.texts.targets) | ~batch.texts.answers).all(1) for one in (best, mine)], 1))
+    def compare(self, exact: Tensor, said: Tensor, targets: Tensor, places: Mapping[str, Tensor]) -> None:
+        """Log-probabilities [rows, positions, vocab], the right tokens [rows, positions] or -100, and which places count as what."""
+        best, mine = exact.argmax(-1), said.argmax(-1)
+        kl = (exact.exp() * (exact - said)).sum(-1)
+        for name, at in places.items():
+            self.same[name] += int((best == mine)[at].sum())
+            self.places[name] += int(at.sum())
+            self.kl[name] += float(kl[at].sum())
+        self.right.append(torch.stack([((one == targets) | (targets < 0)).all(1) for one in (best, mine)], 1))
 
     def summary(self) -> dict[str, Any]:
         right = torch.cat(self.right)

@@ -20,6 +20,7 @@ CODECS = (
     "outliers+ans", "klt:bits=8,rank=64+ans", "klt:bits=4+ans", "klt:step=0.25+ans", "klt:step=0.5", "klt:step=0.5+ans", "klt:step=1+ans",
     "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.6", "predict:step=1",
 )  # fmt: skip
+LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
 
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
 Layer = Annotated[int, typer.Option(min=0, help="Cut at the input of this layer.")]
@@ -38,6 +39,7 @@ def wire(
     questions: Annotated[int, typer.Option(min=1, help="How many test questions travel.")] = 1000,
     calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = 2500,
     skills: Skills = None,
+    lower: Annotated[bool, typer.Option("--lower", help="Keys and values of the layers below instead, which a receiver needs to speak on.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the trade as a picture, an SVG.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
     display: Display = "rich",
@@ -48,23 +50,28 @@ def wire(
     Every byte of a message counts. Test questions with their right answers travel; codecs are fitted on training questions.
     """
     from aiflow_agents.bench.wire import bench_codec, references
+    from aiflow_agents.bench.wire_lower import bench_lower
 
     from .display import watcher
 
     cut, drawn = _cut(model, layer, (exit,)), _Drawn(skills, seed)
     rows = []
     with watcher(display) as watch:
-        codecs = _codecs(cut, model, codec, lambda: drawn.sample(cut, calibration), watch)
-        exact = references(cut, drawn.questions("test", questions))
+        codecs = _codecs(cut, model, codec, lower, lambda: drawn.samples(cut, calibration, lower), watch)
+        asked = drawn.questions("test", questions)
+        exact = [] if lower else references(cut, asked)
         watch.stage("codecs", len(codecs))
         for one in codecs:
-            rows.append(bench_codec(cut, one, exact))
+            rows.append(bench_lower(cut, one, asked) if lower else bench_codec(cut, one, exact))
             watch.advance(1)
-    about = {"model": model, "layer": layer, "exit": cut.family.exits[-1] if exit is None else exit, "questions": questions, "seed": seed}
+    about = {
+        "model": model, "layer": layer, "form": "keys and values below" if lower else "input of", "questions": questions, "seed": seed,
+        "exit": cut.family.exits[-1] if exit is None else exit,
+    }  # fmt: skip
     if plot is not None:
         from aiflow_agents.bench.wire_plot import wire_svg
 
-        plot.write_text(wire_svg(rows, f"{model}, input of layer {layer}, {questions:,} messages"), encoding="utf-8")
+        plot.write_text(wire_svg(rows, f"{model}, {about['form']} layer {layer}, {questions:,} messages"), encoding="utf-8")
     if json:
         typer.echo(dumps({**about, "codecs": rows}, indent=2))
     else:
@@ -81,6 +88,7 @@ def calibrate(
     ] = 60.0,
     steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = (1500, 1000),
     calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 2500,
+    lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,
     out: Annotated[Path | None, typer.Option(help="The folder for it. Default: codecs/ of the model.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
@@ -97,19 +105,20 @@ def calibrate(
     drawn, spec = _Drawn(skills, seed), _with_boundary(codec)
     folder = out or catalog.find("model", model).path / "codecs"
     codings = {}
+    layers = layer or _cut(model, 0, (None,)).family.exits[:-1]
     with watcher(display) as watch:
-        for k in layer or _cut(model, 0, (None,)).family.exits[:-1]:
+        for k in [max(layers)] if lower else layers:
             cut = _cut(model, k, None)
-            watch.stage(f"states at layer {k}", 0)
-            samples = {f"hidden.{k}": drawn.sample(cut, calibration)}
+            watch.stage(f"{'caches below' if lower else 'states at'} layer {k}", 0)
+            samples = drawn.samples(cut, calibration, lower)
             fitted = fit(spec, samples)
-            if spec.startswith("predict") and value:
+            if spec.startswith("predict") and value and not lower:
                 fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
             codings.update(fitted.codings)
-            spec = fitted.spec
+            spec, text = fitted.spec, fitted.text
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name or spec.partition(':')[0]}.safetensors"
-    files.save(Codec(spec, codings), file)
+    files.save(Codec(spec, codings, text=text), file)
     typer.echo(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
 
 
@@ -131,14 +140,16 @@ class _Drawn:
 
         return list(islice(stream(self.weights, split, self.seed), count))
 
-    def sample(self, cut: Cut, count: int) -> Any:
-        from ..training.cut import sample
+    def samples(self, cut: Cut, count: int, lower: bool = False) -> dict[str, Any]:
+        """What codecs are fitted on: space -> sample."""
+        from ..training.cut import cache_samples, sample
 
-        return sample(cut, self.questions("train", count), self.seed)
+        questions = self.questions("train", count)
+        return cache_samples(cut.family, questions, cut.layer) if lower else {f"hidden.{cut.layer}": sample(cut, questions, self.seed)}
 
 
 def _cut(model: str, layer: int, exits: tuple[int | None, ...] | None) -> Cut:
-    """A model's family at a layer; exits None: all that lie at or behind it, the shallowest apart where it has no layer of the backbone to itself."""
+    """A model's family at a layer; exits None: all that lie behind it, which is where its states are handed over to."""
     import torch
 
     from .. import catalog
@@ -147,21 +158,21 @@ def _cut(model: str, layer: int, exits: tuple[int | None, ...] | None) -> Cut:
 
     torch.set_num_threads(1)
     family = Family.load(catalog.find("model", model).path)
-    cut = Cut(family, layer, tuple(e for e in family.exits if e >= max(layer, 1)) if exits is None else exits)
+    cut = Cut(family, layer, (tuple(e for e in family.exits if e > layer) or (None,)) if exits is None else exits)
     for e in cut.exits:
         family.after(layer, e)  # says by name where an exit lies before the layer
     return cut
 
 
-def _codecs(cut: Cut, model: str, wanted: list[str] | None, sample: Any, watch: Any) -> list[Codec]:
+def _codecs(cut: Cut, model: str, wanted: list[str] | None, lower: bool, samples: Any, watch: Any) -> list[Codec]:
     """Those asked for, fitted where they need it, or all kinds and what ships with the model."""
     from .. import catalog
     from ..wire import calibration
     from ..wire.codecs import codec, fit, parse
 
-    space, found, shared = f"hidden.{cut.layer}", [], None
+    space, found, shared = f"key.{cut.layer - 1}" if lower else f"hidden.{cut.layer}", [], None
     shipped = sorted((catalog.find("model", model).path / "codecs").glob("*.safetensors"))
-    for name in wanted or [*CODECS, *map(str, shipped)]:
+    for name in wanted or [*(LOWER_CODECS if lower else CODECS), *map(str, shipped)]:
         named = [file for file in shipped if file.stem == name]
         if named or name.endswith(".safetensors"):
             one = calibration.load(named[0] if named else name)
@@ -179,8 +190,8 @@ def _codecs(cut: Cut, model: str, wanted: list[str] | None, sample: Any, watch: 
         except UserError:
             if shared is None:
                 watch.stage("states to fit on", 0)
-                shared = sample()
-            found.append(fit(spec, {space: shared}))
+                shared = samples()
+            found.append(fit(spec, shared))
     return found
 
 
@@ -194,11 +205,11 @@ def _with_boundary(spec: str) -> str:
 
 
 def _show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    typer.echo(f"{about['model']}, input of layer {about['layer']} to exit {about['exit']}: {about['questions']:,} messages, seed {about['seed']}\n")
+    typer.echo(f"{about['model']}, {about['form']} layer {about['layer']} to exit {about['exit']}: {about['questions']:,} messages, seed {about['seed']}\n")
     head = f"{'codec':30} {'bytes':>7} {'bits':>6} {'told':>6} {'body':>6} {'single':>6}  {'answers agree':>13} {'all':>6} {'KL':>8}"
     typer.echo(f"{head}  {'points lost':>20}  {'encode':>8} {'decode':>8}")
     for row in rows:
-        bits = " ".join(f"{row[key]:6.2f}" for key in ("bits", "told_bits", "body_bits", "single_bits"))
+        bits = " ".join(f"{row[key]:6.2f}" if key in row else "     -" for key in ("bits", "told_bits", "body_bits", "single_bits"))
         low, high = row["accuracy"]["lost_ci95"]
         lost = f"{100 * row['accuracy']['lost']:5.2f} [{100 * low:5.2f}, {100 * high:5.2f}]"
         kept = f"{100 * row['agreement']['answers']:11.2f} % {100 * row['agreement']['all']:6.2f} {row['kl']['answers']:8.5f}"

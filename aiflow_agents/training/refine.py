@@ -39,7 +39,7 @@ def refined(cut: Cut, fitted: Codec, samples: Mapping[str, Sample], skills: Mapp
         taught = refine(cut, coding, skills, **how)
         y, ids, present = sample.padded("predict")
         codings[space] = taught.counted((y - taught.mean) / taught.scale, ids, present)
-    return Codec(fitted.spec, codings)
+    return Codec(fitted.spec, codings, text=fitted.text)
 
 
 def refine(

@@ -22,7 +22,7 @@ FORMAT = "aiflow-codec/1"
 
 def save(codec: Codec, file: str | Path) -> None:
     """Write a fitted codec, whole or not at all."""
-    found = ((f"{space}/{name}", array) for space, coding in codec.codings.items() for name, array in coding.arrays().items())
+    found = ((f"{space}/{name}", array) for space, arrays in codec.arrays().items() for name, array in arrays.items())
     arrays = {name: np.ascontiguousarray(array) for name, array in found}  # safetensors writes the memory of another layout as it lies
     written = Path(f"{file}.part")
     save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec})

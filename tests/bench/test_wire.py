@@ -16,7 +16,7 @@ from aiflow_agents.bench.wire_plot import family, wire_svg
 from aiflow_agents.cli.main import main
 from aiflow_agents.models.family.family import Family
 from aiflow_agents.skills.splits import stream
-from aiflow_agents.training.cut import Cut, sample
+from aiflow_agents.training.cut import Cut, cache_samples, sample
 from aiflow_agents.training.tokenizer import EOS, encode, prompt_ids
 from aiflow_agents.wire.codecs import codec, fit
 from aiflow_agents.wire.payload import Hidden
@@ -58,6 +58,17 @@ def test_right_is_what_greedy_decoding_says(cut: Cut) -> None:
         right += made == answer
     found = bench_codec(cut, one, references(cut, questions))["accuracy"]
     assert round(found["coded"] * 40) == right < round(found["exact"] * 40)
+
+
+def test_a_cache_that_arrives_whole_changes_nothing(cut: Cut) -> None:
+    from aiflow_agents.bench.wire_lower import bench_lower
+
+    questions = list(islice(stream(SKILLS, "test", 0), 12))
+    found, coarse = (bench_lower(cut, one, questions) for one in (codec("float32"), fit("int:bits=1+ans", cache_samples(cut.family, questions, 3))))
+    positions = sum(len(prompt_ids(q.text)) for q in questions)
+    assert found["numbers"] == 2 * 3 * 64 * positions and found["bits"] == pytest.approx(32, rel=0.03)
+    assert found["agreement"]["answers"] == 1.0 and found["kl"]["answers"] < 1e-6 and found["accuracy"]["lost"] == 0
+    assert coarse["bits"] < 1.6 and coarse["agreement"]["answers"] < 0.9
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 The header of a frame holds whole numbers: first the codec's tag (two bytes of its fingerprint), then what the payload is.
 
-    hidden    tag, layer, first position, positions, width, bytes a token id | token ids, states
+    hidden    tag, layer, first position, positions, width, how token ids come | token ids, states
     logits    tag, vocabulary, positions, values a position, bytes an index    | values, indices
     kv        tag, first layer, layers, positions, heads, head size            | lengths of the parts (4 bytes each); keys, values, keys, ...
 """
@@ -20,19 +20,23 @@ import numpy as np
 from aiflow_agents.wire.codecs.floats import FloatFormat
 from aiflow_agents.wire.codecs.plain import Coding, Known, Unchanged
 from aiflow_agents.wire.codecs.quantiser import CodecError
+from aiflow_agents.wire.codecs.stored import Arrays
+from aiflow_agents.wire.codecs.tokens import TokenModel
 from aiflow_agents.wire.frame import HIDDEN, KV, LOGITS, FrameError, Sealed, seal, unseal
 from aiflow_agents.wire.payload import Hidden, Ints, KVCache, Logits, Payload, PayloadError
 
 MAX_ELEMENTS = 1 << 26  # numbers in one payload: what a small frame may make a receiver allocate
 ANY = "*"
+TEXT = "text"
 ID_SIZES = 0, 1, 2, 4  # bytes of a token id or an index; 0: there are none
+MODELLED = 8  # from here on a header says how many bytes token ids take under the codec's model of text
 
 
 class Codec:
     """Made by `codec(spec)`, `fit(spec, samples)` or `load(file)`. `codings`: space (`hidden.3`, `key.0`, `value.0`, or `*` for any) -> coding."""
 
-    def __init__(self, spec: str, codings: Mapping[str, Coding], max_elements: int = MAX_ELEMENTS):
-        self.spec, self.codings, self.max_elements = spec, dict(codings), max_elements
+    def __init__(self, spec: str, codings: Mapping[str, Coding], max_elements: int = MAX_ELEMENTS, text: TokenModel | None = None):
+        self.spec, self.codings, self.max_elements, self.text = spec, dict(codings), max_elements, text
 
     def fidelity(self, dtype: str = "float32") -> Literal["exact", "lossy"]:
         """Whether states that a model computed in this dtype come back bit for bit."""
@@ -43,10 +47,15 @@ class Codec:
     def fingerprint(self) -> bytes:
         """sha256 of the spec and every fitted array: codecs are the same when these are. Compared in the handshake."""
         digest = hashlib.sha256(self.spec.encode())
-        for space in sorted(self.codings):
-            for name, array in sorted(self.codings[space].arrays().items()):
+        for space, arrays in sorted(self.arrays().items()):
+            for name, array in sorted(arrays.items()):
                 digest.update(json.dumps([space, name, array.dtype.str, array.shape]).encode() + np.ascontiguousarray(array).tobytes())
         return digest.digest()
+
+    def arrays(self) -> dict[str, Arrays]:
+        """All that is fitted, by space; `text` is the model of token ids."""
+        found = {space: coding.arrays() for space, coding in self.codings.items()}
+        return found if self.text is None else {**found, TEXT: self.text.arrays()}
 
     @property
     def tag(self) -> int:
@@ -67,10 +76,9 @@ class Codec:
     def _encode_hidden(self, payload: Hidden, before: Hidden | None, told: bool) -> bytes:
         positions, width = self._within(*payload.states.shape)
         coding = self._coding(f"hidden.{payload.layer}", width)
-        size = 0 if payload.token_ids is None or told else _id_size(int(payload.token_ids.max(initial=0)))
-        ids = b"" if payload.token_ids is None or not size else payload.token_ids.astype(f"<u{size}").tobytes()
+        how, ids = (0, b"") if payload.token_ids is None or told else self._pack_ids(payload.token_ids)
         body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width)))
-        return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, size], ids + body)
+        return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, how], ids + body)
 
     def _encode_logits(self, payload: Logits) -> bytes:
         floats = self._raw("logits")
@@ -89,6 +97,21 @@ class Codec:
         ]
         lengths = np.array([len(part) for part in parts], "<u4").tobytes()
         return self._seal(KV, [payload.start, layers, positions, heads, dim], lengths + b"".join(parts))
+
+    def _pack_ids(self, token_ids: Ints) -> tuple[int, bytes]:
+        """How they come, as the header says it, and their bytes."""
+        if self.text is not None:
+            packed = self.text.pack(token_ids)
+            return MODELLED + len(packed), packed
+        size = _id_size(int(token_ids.max(initial=0)))
+        return size, token_ids.astype(f"<u{size}").tobytes()
+
+    def _unpack_ids(self, how: int, body: bytes, positions: int) -> Ints:
+        if how < MODELLED:
+            return np.frombuffer(body, f"<u{how}").astype(np.int64)
+        if self.text is None:
+            raise FrameError("token ids under a model that this codec does not have")
+        return self.text.unpack(body, positions)
 
     def _seal(self, kind: int, header: list[int], body: bytes) -> bytes:
         return seal(kind, [self.tag, *header], body, self.fingerprint)
@@ -110,15 +133,16 @@ class Codec:
             raise FrameError(f"damaged frame: {error}") from None
 
     def _hidden(self, sealed: Sealed, before: Hidden | None, token_ids: Ints | None) -> Hidden:
-        layer, first, positions, width, size = sealed.header[1:]
+        layer, first, positions, width, how = sealed.header[1:]
         self._within(positions, width)
         coding = self._coding(f"hidden.{layer}", width)
-        if size not in ID_SIZES or size * positions > len(sealed.body):
+        taken = how - MODELLED if how >= MODELLED else how * positions if how in ID_SIZES else len(sealed.body) + 1
+        if taken > len(sealed.body):
             raise FrameError("the frame ends within its token ids")
-        if size:
-            token_ids = np.frombuffer(sealed.body[: size * positions], f"<u{size}").astype(np.int64)
+        if how:
+            token_ids = self._unpack_ids(how, sealed.body[:taken], positions)
         known = Known(token_ids, _check_before(before, layer, first, width))
-        return Hidden(layer, coding.unpack(sealed.body[size * positions :], positions, width, known), token_ids, first)
+        return Hidden(layer, coding.unpack(sealed.body[taken:], positions, width, known), token_ids, first)
 
     def _logits(self, sealed: Sealed) -> Logits:
         vocab, positions, k, size = sealed.header[1:]

@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from aiflow_agents.errors import UnknownName, UserError
-from aiflow_agents.wire.codecs.codec import ANY, Codec
+from aiflow_agents.wire.codecs.codec import ANY, TEXT, Codec
 from aiflow_agents.wire.codecs.floats import FloatFormat, Raw
 from aiflow_agents.wire.codecs.hadamard import Hadamard
 from aiflow_agents.wire.codecs.integer import Integer
@@ -22,6 +22,7 @@ from aiflow_agents.wire.codecs.plain import Coding, Plain, Unchanged
 from aiflow_agents.wire.codecs.predictive import Predict, Predictive
 from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Stored
+from aiflow_agents.wire.codecs.tokens import TokenModel
 
 Settings = Raw | Integer | Hadamard | Klt | Outliers | Predict
 NAMES: dict[str, type[Settings]] = {
@@ -80,14 +81,15 @@ def fit(spec: str, samples: Mapping[str, Sample]) -> Codec:
     for space, sample in samples.items():
         fitted = FloatFormat(settings.dtype, sample.states.shape[1]) if isinstance(settings, Raw) else settings.fit(sample)
         codings[space] = fitted if isinstance(fitted, Predictive) else Plain.fit(fitted, sample.states, entropy)
-    return Codec(text, codings)
+    return Codec(text, codings, text=TokenModel.fit(next(iter(samples.values()))) if isinstance(settings, Predict) else None)
 
 
 def restore(spec: str, spaces: Mapping[str, Stored]) -> Codec:
     """A fitted codec from stored arrays. Raises CalibrationError for arrays that do not fit."""
     text, settings, entropy = parse(spec)
     if isinstance(settings, Predict):
-        return Codec(text, {space: Predictive.restore(stored) for space, stored in spaces.items()})
+        codings = {space: Predictive.restore(stored) for space, stored in spaces.items() if space != TEXT}
+        return Codec(text, codings, text=TokenModel.restore(spaces[TEXT]) if TEXT in spaces else None)
     floats = FloatFormat(settings.dtype) if isinstance(settings, Raw) else None
     return Codec(text, {space: Plain.restore(stored, floats, entropy) for space, stored in spaces.items()})
 
