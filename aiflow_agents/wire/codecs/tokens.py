@@ -20,7 +20,7 @@ LARGEST = 4096  # a vocabulary beyond this has no such table: it would outweigh 
 
 @dataclass(frozen=True, eq=False)
 class TokenModel:
-    """counts: [vocab + 1, vocab + 1] uint16, of the token after each token. The last row is for the first token, the last column for any other token."""
+    """counts: [vocab + 1, vocab + 1] uint16, of the token after each. The last row is for the first token, the last column for any other token."""
 
     counts: NDArray[np.uint16]
 
