@@ -10,7 +10,7 @@ put a norm at the last exit too; here that is `model.norm`, so that a family's f
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,14 @@ def add_branches(model: Any, exits: Sequence[int]) -> None:
     model.config.shared_heads = True
 
 
-def exit_states(model: Any, ids: Tensor, exits: Sequence[int]) -> dict[int, Tensor]:
-    """What the head reads at each exit: ids [rows, positions] -> exit: [rows, positions, width], causal, nothing padded on the left."""
+Disturb = Callable[[Tensor], Tensor]
+
+
+def exit_states(model: Any, ids: Tensor, exits: Sequence[int], disturb: Disturb = lambda hidden: hidden) -> dict[int, Tensor]:
+    """What the head reads at each exit: ids [rows, positions] -> exit: [rows, positions, width], causal, nothing padded on the left.
+
+    disturb: what happens to the states that deeper exits go on from, as to those that travel; an exit's own block reads them as they are.
+    """
     inner = model.model
     hidden = inner.embed_tokens(ids)
     turns = inner.rotary_emb(hidden, torch.arange(ids.shape[1], device=ids.device)[None])
@@ -36,6 +42,14 @@ def exit_states(model: Any, ids: Tensor, exits: Sequence[int]) -> dict[int, Tens
         if i in exits[:-1]:
             branch = exits.index(i)
             found[i] = inner.norms[branch](inner.eelayers[branch](hidden, position_embeddings=turns))
+            hidden = disturb(hidden)
         hidden = layer(hidden, position_embeddings=turns)
     found[exits[-1]] = inner.norm(hidden)
     return found
+
+
+def travel_noise(hidden: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """States [rows, positions, width] with noise as a lossy codec leaves it: half of the rows as they are, the others with white noise of a deviation
+    between 0 and `most` times that of all these states."""
+    deviation = most * hidden.detach().std() * (2 * torch.rand(hidden.shape[0], 1, 1, generator=generator) - 1).clamp(min=0)
+    return hidden + deviation.to(hidden.device) * torch.randn(hidden.shape, generator=generator).to(hidden.device)

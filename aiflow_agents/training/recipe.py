@@ -77,7 +77,8 @@ class Recipe(Strict):
     """What to train, on what, for how long.
 
     With `exits` it is a family: exit e runs the first e layers, then a block of its own; the last, layers - 1, is the whole model. Each exit has the
-    weight of its loss.
+    weight of its loss. `travel_noise`: the states that a deeper exit goes on from are disturbed by up to this share of their deviation, so that it
+    learns to read what a lossy codec leaves of them.
     """
 
     name: Name
@@ -90,11 +91,14 @@ class Recipe(Strict):
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     max_length: Positive = 256
     exits: dict[NonNegativeInt, Annotated[float, Field(gt=0)]] = {}
+    travel_noise: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _exits_fit(self) -> Recipe:
         if self.exits and max(self.exits) != self.size.layers - 1:
             raise ValueError(f"the last exit is that of the whole model: expected {self.size.layers - 1} among exits, found {sorted(self.exits)}")
+        if self.travel_noise and not self.exits:
+            raise ValueError("travel_noise is for what is handed over at exits; this recipe has none")
         return self
 
     @field_validator("phases")

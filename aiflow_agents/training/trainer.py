@@ -11,7 +11,7 @@ import torch
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.training import corpus, tokenizer
-from aiflow_agents.training.branches import add_branches, exit_states
+from aiflow_agents.training.branches import Disturb, add_branches, exit_states, travel_noise
 from aiflow_agents.training.corpus import Batch, Heard
 from aiflow_agents.training.loop import Training
 from aiflow_agents.training.recipe import Phase, Recipe
@@ -45,13 +45,13 @@ def build(recipe: Recipe) -> torch.nn.Module:
     return model
 
 
-def loss_of(model: Any, batch: Batch, exits: Mapping[int, float] | None = None) -> torch.Tensor:
-    """Mean cross-entropy over the answer tokens; the head runs only where a loss is taken. With `exits`, their mean by weight."""
+def loss_of(model: Any, batch: Batch, exits: Mapping[int, float] | None = None, disturb: Disturb = lambda hidden: hidden) -> torch.Tensor:
+    """Mean cross-entropy over the answer tokens; the head runs only where a loss is taken. With `exits`, their mean by weight; see `exit_states`."""
     where = batch.targets >= 0
     if not exits:
         hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state  # [rows, longest, width]
         return torch.nn.functional.cross_entropy(model.lm_head(hidden[where]), batch.targets[where])
-    states = exit_states(model, batch.ids, sorted(exits))
+    states = exit_states(model, batch.ids, sorted(exits), disturb)
     losses = [w * torch.nn.functional.cross_entropy(model.lm_head(states[e][where]), batch.targets[where]) for e, w in exits.items()]
     return torch.stack(losses).sum() / sum(exits.values())
 
@@ -66,7 +66,8 @@ class Trainer(Training):
         self.recipe, self.another = recipe, f"another version of recipe '{recipe.name}'"
 
     def _recipe(self) -> dict[str, Any]:
-        return self.recipe.model_dump(mode="json", exclude={"phases", "description"} | (set() if self.recipe.exits else {"exits"}))
+        later = {name for name in ("exits", "travel_noise") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these
+        return self.recipe.model_dump(mode="json", exclude={"phases", "description"} | later)
 
     def _batches(self, phase: int, chunk: int) -> Iterable[Batch]:
         now = self.phases[phase]
@@ -77,7 +78,10 @@ class Trainer(Training):
         return corpus.chunk(now.skills or self.recipe.skills, self.recipe.seed * 1000 + phase, chunk, now.batch, heard, truth)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        return loss_of(self.model, batch, self.recipe.exits)
+        if not self.recipe.travel_noise:
+            return loss_of(self.model, batch, self.recipe.exits)
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + int(self.state["total_tokens"]))  # so that it resumes bit for bit
+        return loss_of(self.model, batch, self.recipe.exits, lambda hidden: travel_noise(hidden, self.recipe.travel_noise, generator))
 
     def export(self, folder: Path) -> None:
         """Write the model as transformers does, weights in bfloat16, with its tokenizer. The weights come last: where they are, all is."""

@@ -17,7 +17,7 @@ from aiflow_agents.models.protocol import Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training import corpus
 from aiflow_agents.training import loop as module
-from aiflow_agents.training.branches import exit_states
+from aiflow_agents.training.branches import exit_states, travel_noise
 from aiflow_agents.training.corpus import Heard
 from aiflow_agents.training.loop import Progress
 from aiflow_agents.training.recipe import Recipe
@@ -260,10 +260,29 @@ def test_state_is_plain_json(straight: Trainer) -> None:
     assert "phases" not in state["recipe"]
 
 
-def test_a_family_is_trained_at_every_exit_resumed_and_exported(tiny: Recipe, tmp_path: Path) -> None:
+def test_noise_of_travel_leaves_half_of_the_rows_and_stays_below_its_most() -> None:
+    states = 7 * torch.randn(4000, 3, 16, generator=torch.Generator().manual_seed(1))
+    noisy = travel_noise(states, 0.25, torch.Generator().manual_seed(2))
+    deviations = (noisy - states).flatten(1).std(1) / states.std()
+    assert 0.45 < float((deviations == 0).float().mean()) < 0.55
+    assert 0.22 < float(deviations.max()) < 0.25 * 1.4  # 48 numbers a row: its deviation is known to some 10 %
+    assert torch.equal(noisy, travel_noise(states, 0.25, torch.Generator().manual_seed(2)))
+
+
+def test_what_is_disturbed_is_what_deeper_exits_read(tiny: Recipe, tmp_path: Path) -> None:
+    """The exit's own block reads the states as they are; those behind it read them disturbed."""
+    model = Trainer(Recipe.model_validate(tiny.model_dump() | {"size": tiny.size.model_dump() | {"layers": 3}, "exits": {1: 1, 2: 1}}), tmp_path).model
+    ids = torch.arange(12).reshape(2, 6)
+    plain, disturbed = exit_states(model, ids, (1, 2)), exit_states(model, ids, (1, 2), lambda hidden: 0 * hidden)
+    assert torch.equal(plain[1], disturbed[1])
+    assert not torch.allclose(plain[2], disturbed[2])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_family_is_trained_at_every_exit_resumed_and_exported(noise: float, tiny: Recipe, tmp_path: Path) -> None:
     """Every exit's loss falls, a kill changes nothing, and the exported family computes what was trained."""
     phase = {"kind": "answer", "tokens": 24_000, "lr": 0.02, "batch": 32}
-    shape = {"name": "fam", "size": tiny.size.model_dump() | {"layers": 3}, "exits": {0: 0.5, 2: 1.0}, "phases": [phase]}
+    shape = {"name": "fam", "size": tiny.size.model_dump() | {"layers": 3}, "exits": {0: 0.5, 2: 1.0}, "travel_noise": noise, "phases": [phase]}
     recipe = Recipe.model_validate(tiny.model_dump() | shape)
     batch = next(corpus.chunk(recipe.skills, 99, 0, 64))
 
