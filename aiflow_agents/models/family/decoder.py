@@ -158,10 +158,14 @@ class Decoder:
         angle = positions[..., None].float() * self._speed
         return torch.polar(torch.full_like(angle, self._scale), angle)
 
-    def prompt_span(self, first: int, end: int) -> Span:
-        """Positions first..end of prompts that start at column 0: each sees itself and what is before it, so padding on the right is never read."""
-        mask = torch.full((end - first, end), -torch.inf, dtype=self.dtype).triu_(1 + first).repeat_interleave(self.config.group, 0)
-        return Span(first, end, self.turns(torch.arange(first, end))[None, :, None, None], mask[None])
+    def prompt_span(self, first: int, stop: int, end: int | None = None) -> Span:
+        """Positions first..stop of prompts that start at column 0: each sees itself and what is before it, so padding on the right is never read.
+
+        end: columns that take part in the products, where those are to be more than `stop`.
+        """
+        end = stop if end is None else end
+        mask = torch.full((stop - first, end), -torch.inf, dtype=self.dtype).triu_(1 + first).repeat_interleave(self.config.group, 0)
+        return Span(first, end, self.turns(torch.arange(first, stop))[None, :, None, None], mask[None])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [rows, positions] -> hidden [rows, positions, width]."""

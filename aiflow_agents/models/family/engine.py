@@ -168,7 +168,7 @@ class Engine:
         while start < len(prompts):
             stop, length = start, 0
             while stop < len(prompts):
-                longer = columns or _up(max(len(prompts[stop]), self.min_rows), self._step)
+                longer = columns or max(len(prompts[stop]), self.min_rows)
                 if stop > start and (stop + 1 - start) * longer > PREFILL_TOKENS:
                     break
                 stop, length = stop + 1, longer
@@ -182,7 +182,7 @@ class Engine:
             ends = torch.tensor([len(prompt) - 1 - first for prompt in some])
             # The last block's short cut leaves only as many rows as prompts in its products, so it needs enough of them.
             enough = len(some) >= self.min_rows
-            span = self.decoder.prompt_span(first, length)
+            span = self.decoder.prompt_span(first, length, _up(length, self._step))
             hidden = self.decoder.run(self.decoder.embed(tokens[:, first:]), part, span, path, last=ends if enough else None)
             found.append(hidden[:, 0] if enough else hidden[torch.arange(len(some)), ends])
             start = stop

@@ -110,17 +110,18 @@ class _Batch:
         self.engine, self.rows, self.layer, self.further, self.exit, self.found = engine, rows, layer, further, exit, found
         self.starts = [starts[row.place] for row in rows]
         self.path = engine.decoder.config.path(exit)
-        self.prompt_columns, self.columns, _ = engine.columns(rows)
+        self.prompt_columns, self.columns, short = engine.columns(rows)
+        self.positions = max(engine.min_rows, *(len(row.prompt) for row in rows)) if short else self.prompt_columns
         self.height = max(len(rows), engine.min_rows)
 
     def run(self) -> None:
         decoder = self.engine.decoder
-        # 1. the rest of the path over what came -> out [height, prompt_columns, width], after the exit's block
-        hidden = torch.zeros(self.height, self.prompt_columns, decoder.config.width, dtype=decoder.dtype)
+        # 1. the rest of the path over what came -> out [height, positions, width], after the exit's block
+        hidden = torch.zeros(self.height, self.positions, decoder.config.width, dtype=decoder.dtype)
         for i, start in enumerate(self.starts):
             hidden[i, : len(start.hidden)] = start.hidden.to(decoder.dtype)
         cache = Cache.new(decoder.config, self.height, self.columns, decoder.dtype, self.path)
-        span, between = decoder.prompt_span(0, self.prompt_columns), self.layer if self.further is None else self.further
+        span, between = decoder.prompt_span(0, self.positions, self.prompt_columns), self.layer if self.further is None else self.further
         halfway = decoder.run(hidden, cache, span, self.path[self.layer : between])
         out = decoder.run(halfway, cache, span, self.path[between:])
         # 2. how much of each draft this exit would have said
@@ -200,11 +201,11 @@ class _Batch:
             else:
                 raise UserError(f"layers below {self.layer} have not seen what was said: send the tokens along, or the lower layers' cache")
         if anew:
-            tokens = torch.zeros(self.height, self.prompt_columns, dtype=torch.long)
+            tokens = torch.zeros(self.height, self.positions, dtype=torch.long)
             for i in anew:
                 tokens[i, : len(self.starts[i].hidden)] = torch.tensor(self.starts[i].token_ids)
             fresh = Cache.new(config, self.height, self.prompt_columns, decoder.dtype, range(self.layer))
-            decoder.run(decoder.embed(tokens), fresh, decoder.prompt_span(0, self.prompt_columns), range(self.layer))
+            decoder.run(decoder.embed(tokens), fresh, decoder.prompt_span(0, self.positions, self.prompt_columns), range(self.layer))
             for i in anew:
                 block = slice(i * config.kv_heads, (i + 1) * config.kv_heads)
                 for layer in range(self.layer):
