@@ -18,7 +18,7 @@ import numpy as np
 from aiflow_agents.evals.statistics import holm, iut, mcnemar_exact, paired_permutation, tango, wilson
 from aiflow_agents.models.family.decoder import Decoder
 from aiflow_agents.models.family.model import model_info
-from aiflow_agents.models.family.rank import Keep, kept, linears, ranks, spread
+from aiflow_agents.models.family.rank import Keep, kept, linears, ranks, spend
 from aiflow_agents.skills.splits import Question
 from aiflow_agents.training.card import exam
 from aiflow_agents.training.corpus import Batch, collate, example
@@ -112,7 +112,7 @@ def bench_rank(
 
 def _cut(folder: Path, questions: Sequence[Question], keep: float, budget: bool) -> tuple[dict[str, Any], Score]:
     layers = linears(folder)
-    at: Keep = spread(folder, int(keep * sum(layer.dense for layer in layers.values()))) if budget else keep
+    at: Keep = spend(folder, keep) if budget else keep
     one, shape = score(Decoder.load(folder, keep=at), questions), model_info(folder, keep=at).shape
     right = int(one.right.sum())
     return {

@@ -59,8 +59,9 @@ class Parcel(NamedTuple):
 class Request:
     """One call. `seed` fixes the draw of a sampled reply whatever else is in the batch.
 
-    `exit` chooses a family's branch (None: the whole model). With `parcel` the model goes on from another one's hidden state, greedily: it checks the
-    draft that came with it in one pass, keeps what it would have said too, and speaks on from there; `messages` are then not read.
+    `exit` chooses a family's branch (None: the whole model), `keep` the share of a decomposed model's parameters (None: as it was loaded). With
+    `parcel` the model goes on from another one's hidden state, greedily: it checks the draft that came with it in one pass, keeps what it would have
+    said too, and speaks on from there; `messages` are then not read.
     """
 
     messages: tuple[Turn, ...]
@@ -69,6 +70,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     exit: int | None = None
+    keep: float | None = None
     want: Want | None = None
     parcel: Parcel | None = None
 

@@ -51,6 +51,7 @@ class Agent:
     shape: Shape | None = None  # `costs_as`
     calibration: Calibration = AS_IT_IS
     exit: int | None = None  # of a family; None is the whole model
+    keep: float | None = None  # the share of a decomposed model's parameters; None is all
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,12 +85,12 @@ class Agent:
             if resume is not None:
                 parcel = self._understood(resume)
                 await scene.bring((resume,), self.node)
-                request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, want=want, parcel=parcel)
+                request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
             else:
                 await scene.bring((asked, *heard), self.node)
                 request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
-                if want is not None or self.exit is not None or max_tokens is not None:
-                    request = replace(request, exit=self.exit, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
+                if want is not None or max_tokens is not None:
+                    request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
             start_s = loop.time()
             reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
             if isinstance(reply, CallError):
@@ -120,7 +121,7 @@ class Agent:
         if sampling.temperature > 0:
             scene = SCENE.get()
             seed = stable_hash(scene.seed, scene.task.id, scene.repeat, self.name, sample, turns)
-        return Request(tuple(turns), self.max_tokens, sampling, seed)
+        return Request(tuple(turns), self.max_tokens, sampling, seed, exit=self.exit, keep=self.keep)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.info.name} at {self.node})"

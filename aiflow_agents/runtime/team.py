@@ -45,6 +45,7 @@ class MemberFile(BaseModel):
     max_tokens: Annotated[int, Field(gt=0)] = 32
     costs_as: str | None = None
     exit: Annotated[int, Field(ge=0)] | None = None
+    keep: Annotated[float, Field(gt=0, le=1, description="share of a decomposed model's parameters")] | None = None
 
     @field_validator("model")
     @classmethod
@@ -176,13 +177,21 @@ def _mistake(what: str, file: Path, member: str, key: str) -> ConfigError:
 
 def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> Agent:
     from aiflow_agents.models.family.model import at_exit, model_info
+    from aiflow_agents.models.family.rank import Keep, spend
 
+    key = "model"
+    keep: Keep = 1.0
     try:
         info = model_info(spec.model)
+        if spec.keep is not None:
+            key = "keep"
+            keep = spend(spec.model, spec.keep)
+            info = model_info(spec.model, keep=keep)
         if spec.exit is not None:
-            info = at_exit(info, spec.model, spec.exit)
+            key = "exit"
+            info = at_exit(info, spec.model, spec.exit, keep)
     except UserError as error:
-        raise _mistake(str(error), file, member, "model" if spec.exit is None else "exit") from None
+        raise _mistake(str(error), file, member, key) from None
     return Agent(
         name=member,
         folder=spec.model,
@@ -195,4 +204,5 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> A
         max_tokens=spec.max_tokens,
         shape=Shape(**asdict(named_shape(spec.costs_as))) if spec.costs_as else None,
         exit=spec.exit,
+        keep=spec.keep,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,21 @@ def test_a_budget_is_read_from_the_file(halves: Any) -> None:
     Decoder.load(folder, keep=at)
     with pytest.raises(UserError, match="10 parameters are too few: rank 1 everywhere takes"):
         rank.spread(folder, 10)
+
+
+def test_each_request_is_answered_at_its_size(halves: Any, add_tokenizer: Callable[[Path], None]) -> None:
+    """One loaded model answers a batch of several sizes as models loaded at those sizes do, each alone."""
+    whole, folder, _ = halves("qwen3")
+    for one in (whole, folder):
+        add_tokenizer(one)
+    asked, keeps = [Request((Turn("user", text),), 12) for text in "abc"], (None, 0.3, 0.7)
+    mixed = FamilyModel.load(folder).generate([replace(request, keep=keep) for request in asked for keep in keeps])
+    for i, keep in enumerate(keeps):
+        alone = FamilyModel.load(folder, keep=1.0 if keep is None else rank.spend(folder, keep))
+        assert mixed[i::3] == alone.generate(asked)
+    assert mixed[1::3] != mixed[0::3]
+    with pytest.raises(UserError, match="decompose them first"):
+        FamilyModel.load(whole).generate([replace(asked[0], keep=0.5)])
 
 
 # --- counts, and a model that answers ---

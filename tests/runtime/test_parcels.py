@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aiflow_agents.errors import UserError
+from aiflow_agents.errors import ConfigError, UserError
 from aiflow_agents.models.protocol import Parcel, Want
 from aiflow_agents.runtime.hosts import InlineHosts, RayHosts
 from aiflow_agents.runtime.memory import Memory
@@ -60,6 +61,39 @@ def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = No
     run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), lambda result: found.update({result.job.task.id: result}))
     assert [found[q].error for q in QUESTIONS] == [None] * len(QUESTIONS)
     return [found[q] for q in QUESTIONS]
+
+
+def decomposed(folder: Path, out: Path) -> Path:
+    """The same model with its blocks' weights as nested factors."""
+    from safetensors.torch import load_file
+
+    from aiflow_agents.models.family import rank
+
+    tensors: dict[str, Any] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            u, s, v = tensor.svd()
+            tensors |= {name.replace("weight", key): value.contiguous() for key, value in (("b", u * s), ("a", v.T), ("spectrum", s**2))}
+        else:
+            tensors[name] = tensor
+    rank.write(out, json.loads((folder / "config.json").read_text()) | {"rank": {"method": "svd"}}, tensors, beside=folder)
+    return out
+
+
+def test_a_member_of_a_smaller_size_costs_less_and_is_another_model(willow: Path, tmp_path: Path) -> None:
+    model = decomposed(willow, tmp_path / "shrub-ranks")
+    lines = [f"  {name}: {{model: {model}, tier: device, max_tokens: 6{more}}}" for name, more in
+             (("whole", ""), ("half", ", keep: 0.5"), ("early", ", exit: 3, keep: 0.5"))]  # fmt: skip
+    (tmp_path / "team.yaml").write_text("members:\n" + "\n".join(lines) + "\n")
+    team = Team.load(tmp_path / "team.yaml")
+    found = {agent.name: run(team, load_topology("single", {"member": agent.name})) for agent in team}
+    cost = {name: sum(result.usage.flops for result in results) for name, results in found.items()}
+    assert cost["early"] < cost["half"] < cost["whole"]
+    assert len({agent.info.weights_hash for agent in team}) == 2
+    assert answers(found["half"]) != answers(found["whole"])
+    (tmp_path / "team.yaml").write_text(f"members:\n  one: {{model: {willow}, tier: device, keep: 0.5}}\n")
+    with pytest.raises(ConfigError, match=r"team.yaml:2.*keep.*whole weights"):
+        Team.load(tmp_path / "team.yaml")
 
 
 def cascade(thresholds: tuple[float, float] = ALWAYS, **parameters: Any) -> Any:

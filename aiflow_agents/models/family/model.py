@@ -13,7 +13,7 @@ import jinja2
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat, chat_hash, read_json
 from aiflow_agents.models.family.config import DecoderConfig, weight_files
-from aiflow_agents.models.family.rank import Keep, cut, linears, ranks
+from aiflow_agents.models.family.rank import Keep, cut, linears, ranks, spend
 from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Want
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class FamilyModel:
 
     def __init__(self, info: ModelInfo, chat: Chat, engine: Engine, courier: Courier):
         self.info, self.chat, self.engine, self.courier = info, chat, engine, courier
+        self._sizes: dict[float, FamilyModel] = {}
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: str = "float32", stable: bool = True, keep: Keep = 1.0) -> FamilyModel:
@@ -89,6 +90,15 @@ class FamilyModel:
             )
         return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable), Courier(Path(path)))
 
+    def sized(self, keep: float | None) -> FamilyModel:
+        """This model with a share of its parameters, spread over layers by their spectra; loaded once. Raises `UserError` where it has one size."""
+        if keep is None:
+            return self
+        if keep not in self._sizes:
+            folder = self.courier.folder
+            self._sizes[keep] = FamilyModel.load(folder, dtype=self.info.dtype, stable=self.engine.stable, keep=spend(folder, keep))
+        return self._sizes[keep]
+
     def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
         """Answer each request; one that cannot be answered gives a `CallError` in its place. Equal requests are computed once."""
         return self.exchange(requests, {})[0]
@@ -97,12 +107,12 @@ class FamilyModel:
         """As `generate`, with the coded hidden states that requests go on from, by digest; gives those that requests want, by digest, too."""
         replies: list[Reply | CallError | None] = [None] * len(requests)
         packed: dict[str, bytes] = {}
-        groups: dict[tuple[int | None, bool], list[int]] = {}
+        groups: dict[tuple[float | None, int | None, bool], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault((request.exit, request.parcel is not None), []).append(i)
-        for (exit, resumed), places in groups.items():
-            some = [requests[i] for i in places]
-            made = self._resume(some, exit, parcels, packed) if resumed else self._read(some, exit, packed)
+            groups.setdefault((request.keep, request.exit, request.parcel is not None), []).append(i)
+        for (keep, exit, resumed), places in groups.items():
+            some, model = [requests[i] for i in places], self.sized(keep)
+            made = model._resume(some, exit, parcels, packed) if resumed else model._read(some, exit, packed)
             for i, reply in zip(places, made, strict=True):
                 replies[i] = reply
         return replies, packed  # type: ignore[return-value]

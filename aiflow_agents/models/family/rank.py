@@ -106,6 +106,11 @@ def spread(folder: str | Path, params: int) -> dict[str, int]:
     return allot(layers, spectra, params)
 
 
+def spend(folder: str | Path, share: float) -> dict[str, int]:
+    """Ranks that spend this share of the decomposed layers' parameters, as in `spread`."""
+    return spread(folder, int(share * sum(layer.dense for layer in linears(folder).values())))
+
+
 def allot(layers: Mapping[str, Linear], spectra: Mapping[str, np.ndarray], params: int) -> dict[str, int]:
     """`spread`, over given layers. spectra: name -> [full], not negative, descending."""
     least = sum(layer.params(1) for layer in layers.values())
