@@ -105,6 +105,34 @@ def overhead(
     return 0
 
 
+@bench.command("fetch", short_help="What a payload costs from host to host under Ray.")
+def fetch(
+    size: Annotated[list[int] | None, typer.Option(min=1, help="Bytes; repeatable. Default: 0.1, 1 and 10 MB.", show_default=False)] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Fetches of each size, of which the median counts.")] = 20,
+    display: Display = "rich",
+    json: Json = False,
+) -> int:
+    """A payload that lies with another host, fetched over Ray: milliseconds beside a bare copy of as many bytes. It never comes to the driver.
+
+    Three raylets on this machine stand for three machines.
+    """
+    from aiflow_agents.bench.fetch import SIZES, bench_fetch
+    from aiflow_agents.bench.machine import machine
+    from aiflow_agents.cli.display import watcher
+
+    about = machine()
+    with watcher(display) as watch:
+        watch.stage("host to host", 0)
+        found = bench_fetch(size or SIZES, repeats=repeats)
+    if json:
+        typer.echo(dumps({"machine": about, **found}, indent=2))
+        return 0
+    rows = [[f"{row['nbytes']:,}", *(f"{row[key]:.2f}" for key in ("fetch_ms", "copy_ms", "overhead_ms"))] for row in found["sizes"]]
+    _table(["bytes", "fetch ms", "copy ms", "overhead ms"], rows)
+    _show_machine(about)
+    return 0
+
+
 # --- what is printed ---
 
 

@@ -1,0 +1,32 @@
+"""Payloads between hosts on raylets of their own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from aiflow_agents.bench import fetch as module
+from aiflow_agents.cli.main import main
+from aiflow_agents.errors import AIFlowError
+
+
+@pytest.mark.ray
+def test_a_payload_goes_from_host_to_host_and_never_to_the_driver(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["bench", "fetch", "--size", "300000", "--repeats", "1", "--display", "none", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["sizes"]
+    assert row["nbytes"] == 300_000 and row["copy_ms"] > 0 and row["overhead_ms"] == row["fetch_ms"] - row["copy_ms"]
+
+    copied = module._timed
+
+    def looked_at(work: Any, *payload: Any) -> Any:
+        """A driver that fetches what it has a reference to."""
+        import ray
+
+        ray.get(list(payload))
+        return copied(work, *payload)
+
+    monkeypatch.setattr(module, "_timed", looked_at)
+    with pytest.raises(AIFlowError, match="came to the driver"):
+        module.bench_fetch((300_000,), repeats=1)
