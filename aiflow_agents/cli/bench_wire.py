@@ -54,6 +54,8 @@ def wire(
 
     from .display import watcher
 
+    if plot is not None:
+        _folder(plot.parent)
     cut, drawn = _cut(model, layer, (exit,)), _Drawn(skills, seed)
     rows = []
     with watcher(display) as watch:
@@ -98,14 +100,17 @@ def calibrate(
     from aiflow_agents import catalog
     from aiflow_agents.training.refine import refined
     from aiflow_agents.wire import calibration as files
-    from aiflow_agents.wire.codecs import Codec, fit
+    from aiflow_agents.wire.codecs import Codec, fit, needs_fitting, parse
 
     from .display import watcher
 
-    drawn, spec = _Drawn(skills, seed), _with_boundary(codec)
+    drawn, spec = _Drawn(skills, seed), parse(_with_boundary(codec)).text
+    if not needs_fitting(spec):
+        raise UserError(f"codec {spec} needs no fitting; name it as it is")
     folder = out or catalog.find("model", model).path / "codecs"
     codings = {}
     layers = layer or _cut(model, 0, (None,)).family.exits[:-1]
+    _folder(folder)
     with watcher(display) as watch:
         for k in [max(layers)] if lower else layers:
             cut = _cut(model, k, None)
@@ -116,10 +121,17 @@ def calibrate(
                 fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
             codings.update(fitted.codings)
             spec, text = fitted.spec, fitted.text
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name or spec.partition(':')[0]}.safetensors"
     files.save(Codec(spec, codings, text=text), file)
     typer.echo(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
+
+
+def _folder(path: Path) -> None:
+    """Make the folder that something is to be written to, before anything is measured."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"nothing can be written to {path}: {error.strerror}") from None
 
 
 class _Drawn:
@@ -168,7 +180,7 @@ def _codecs(cut: Cut, model: str, wanted: list[str] | None, lower: bool, samples
     """Those asked for, fitted where they need it, or all kinds and what ships with the model."""
     from .. import catalog
     from ..wire import calibration
-    from ..wire.codecs import codec, fit, parse
+    from ..wire.codecs import codec, fit, needs_fitting, parse
 
     space, found, shared = f"key.{cut.layer - 1}" if lower else f"hidden.{cut.layer}", [], None
     shipped = sorted((catalog.find("model", model).path / "codecs").glob("*.safetensors"))
@@ -185,13 +197,13 @@ def _codecs(cut: Cut, model: str, wanted: list[str] | None, lower: bool, samples
             spec = _with_boundary(parse(name).text)
         except UnknownName as error:
             raise UserError(f"{error}, or a file.safetensors") from None
-        try:
+        if not needs_fitting(spec):
             found.append(codec(spec))
-        except UserError:
-            if shared is None:
-                watch.stage("states to fit on", 0)
-                shared = samples()
-            found.append(fit(spec, shared))
+            continue
+        if shared is None:
+            watch.stage("states to fit on", 0)
+            shared = samples()
+        found.append(fit(spec, shared))
     return found
 
 

@@ -26,6 +26,7 @@ def save(codec: Codec, file: str | Path) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in found}  # safetensors writes the memory of another layout as it lies
     written = Path(f"{file}.part")
     save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec})
+    written.chmod(0o644)
     os.replace(written, file)
 
 

@@ -97,6 +97,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "wire", "willow", "--codec", "int9"], "no codec named 'int9'"),
         (["bench", "wire", "willow", "--skills", "ad"], "no skill named 'ad'"),
         (["bench", "wire", "willow", "--codec", "none.safetensors"], "none.safetensors cannot be read"),
+        (["calibrate", "willow", "--codec", "float16"], "codec float16 needs no fitting"),
+        (["calibrate", "willow", "--layer", "9", "--calibration", "20", "--display", "none"], "layer 9"),
+        (["bench", "wire", "willow", "--plot", "/dev/null/plot.svg"], "nothing can be written to /dev/null: File exists"),
+        (["calibrate", "willow", "--out", "/dev/null/codecs"], "nothing can be written to /dev/null/codecs: Not a directory"),
         (["calibrate", "willow", "--codec", "klt", "--calibration", "20", "--display", "none"], "klt:step=0.5 or klt:bits=4"),
     ],
 )

@@ -64,10 +64,16 @@ def parse(spec: str) -> Spec:
     return Spec({long: short for short, long in SHORT.items()}.get(text, text) + plus + suffix, settings, bool(plus))
 
 
+def needs_fitting(spec: str) -> bool:
+    """Whether a codec is fitted on states before it can be used."""
+    _, settings, entropy = parse(spec)
+    return not isinstance(settings, Raw) or entropy
+
+
 def codec(spec: str) -> Codec:
     """A codec that needs no calibration. Raises UserError for one that does: `fit` it, or `load` one that was fitted."""
-    text, settings, entropy = parse(spec)
-    if not isinstance(settings, Raw) or entropy:
+    text, settings, _ = parse(spec)
+    if not isinstance(settings, Raw) or needs_fitting(text):
         raise UserError(f"codec '{text}' is fitted on states of a model: fit(spec, samples) does that, calibration.load(file) reads one that was")
     return Codec(text, {ANY: Unchanged(FloatFormat(settings.dtype))})
 
