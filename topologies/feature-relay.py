@@ -19,13 +19,14 @@ from aiflow_agents.wire.message import Message
 class FeatureRelay(Topology):
     """`encoder` (default: the first member) runs the layers below `layer` (default: its exit), `answerer` (default: the last member) the rest.
 
+    `codec`: of the states; None: what the family ships for states that travel without their token ids, or float16.
     `placebo`: zeros, or noise of the same norm, in place of what was encoded; `other`: what was encoded of another question, one of the dev split.
     """
 
     encoder: str | None = None
     answerer: str | None = None
     layer: NonNegativeInt | None = None
-    codec: str = "float16"
+    codec: str | None = None
     placebo: Literal["", "zeros", "noise", "other"] = ""
     others: tuple[str, ...] = ()
     needs = Needs(members=2, capabilities=frozenset({"resume"}))
@@ -49,7 +50,7 @@ class FeatureRelay(Topology):
         first = team[self.encoder] if self.encoder else next(iter(team))
         last = team[self.answerer] if self.answerer else list(team)[-1]
         layer = self.layer if self.layer is not None else first.exit or 0
-        want = Want(layer, self.codec, lower=True, placebo="" if self.placebo == "other" else self.placebo)
+        want = Want(layer, self.codec or first.codec(layer, tokens=False), lower=True, placebo="" if self.placebo == "other" else self.placebo)
         question = task.question
         if self.placebo == "other":
             if not self.others:

@@ -78,7 +78,7 @@ class _Sent:
 
     def through(self, codec: Codec, message: Hidden) -> np.ndarray:
         """The states as they arrive."""
-        carried = message if needs_tokens(codec) else Hidden(message.layer, message.states)
+        carried = message if codec.needs_tokens else Hidden(message.layer, message.states)
         start = time.perf_counter()
         frame = codec.encode(carried)
         middle = time.perf_counter()
@@ -146,8 +146,3 @@ class Score:
             "kl": {name: self.kl[name] / self.places[name] for name in self.kl},
             "accuracy": {"exact": exact / n, "coded": coded / n, "lost": (lost - won) / n, "lost_ci95": tango(lost, won, n), "n": n},
         }
-
-
-def needs_tokens(codec: Codec) -> bool:
-    """Whether this codec cannot do without token ids."""
-    return codec.spec.startswith("predict")

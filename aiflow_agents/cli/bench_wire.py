@@ -84,7 +84,7 @@ def calibrate(
     model: Model = MODEL,
     layer: Annotated[list[int] | None, typer.Option(min=0, help="Cut at the input of this layer; repeatable. Default: where exits leave.", show_default=False)] = None,
     codec: Annotated[str, typer.Option(help="As in klt:step=0.5+ans.")] = "predict:step=0.7",
-    name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings; lower where it is for those.", show_default=False)] = None,
     value: Annotated[
         float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")
     ] = 60.0,
@@ -121,7 +121,7 @@ def calibrate(
                 fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
             codings.update(fitted.codings)
             spec, text = fitted.spec, fitted.text
-    file = folder / f"{name or spec.partition(':')[0]}.safetensors"
+    file = folder / f"{name or ('lower' if lower else spec.partition(':')[0])}.safetensors"
     files.save(Codec(spec, codings, text=text), file)
     typer.echo(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
 

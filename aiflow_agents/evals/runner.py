@@ -31,6 +31,7 @@ from aiflow_agents.evals.trial import DevTrial, Execute, Settings, settings
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
+from aiflow_agents.runtime.scene import Session
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology
@@ -170,6 +171,7 @@ class Evaluation:
                             yield Job(arm.name, arm.topology, task, team, repeat, traced=task.id in early and repeat == 0)
 
         told: set[str] = set()
+        sessions: dict[str, Session] = {}
 
         def done(result: Result) -> None:
             for name in twins[result.job.arm]:
@@ -180,7 +182,7 @@ class Evaluation:
                 watch.advance(1)
 
         for start in range(0, len(tasks), SLICE):
-            run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed)
+            run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed, sessions=sessions)
 
     def _keep(self, result: Result, arm: str, folder: RunFolder) -> None:
         """On disk at once. The sample comes last: once it is there, a resume will not run this job again."""

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from aiflow_agents.wire.calibration import Shipped
 
 
 class Turn(NamedTuple):
@@ -168,6 +171,7 @@ class ModelInfo:
     shape: Shape
     capabilities: frozenset[str] = field(default_factory=frozenset)
     max_context: int = 0
+    codecs: tuple[Shipped, ...] = ()
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Request, Sampling, Shape, Turn, Want
@@ -15,6 +16,7 @@ from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
+from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
 from aiflow_agents.wire.message import Message
 
 
@@ -58,6 +60,21 @@ class Agent:
         """What decides this agent's answers besides what it is asked."""
         return fingerprint(self.info)
 
+    @cached_property
+    def hello(self) -> bytes:
+        """What it says of itself before it exchanges more than text: see `wire.handshake`. A folder's name is not part of it."""
+        layers = self.info.shape.layers if self.exit is None else self.exit
+        me = Identity(self.info.engine, self.info.weights_hash, self.info.tokenizer_hash, self.info.dtype, self.info.shape.width, layers)
+        return hello(me, {codec.name: bytes.fromhex(codec.fingerprint) for codec in self.info.codecs})
+
+    def codec(self, layer: int, *, tokens: bool = True) -> str:
+        """The codec that its family ships for states at the input of `layer`, float16 where it ships none.
+
+        `tokens`: token ids may travel along, and are what the smallest codecs predict from.
+        """
+        fit = [codec for codec in self.info.codecs if f"hidden.{layer}" in codec.spaces and tokens >= codec.needs_tokens]
+        return max(fit, key=lambda codec: codec.needs_tokens).name if fit else "float16"
+
     async def ask(
         self,
         question: str | Message,
@@ -68,22 +85,24 @@ class Agent:
         sample: int = 0,
         want: Want | None = None,
         resume: Message | None = None,
+        otherwise: Literal["text", "refuse"] = "refuse",
         max_tokens: int | None = None,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
         `sample` tells apart several draws of the same question. `want` keeps the hidden states of the call with its message, which then travel with
         `message.as_("hidden")`; with `max_tokens` 0 that is all that is done: the layers below run, and nothing is said. From such a message, of a
-        member of the same family, `resume` goes on instead of reading the question: greedily, and the question itself does not travel.
+        member of the same family, `resume` goes on instead of reading the question: greedily, and the question itself does not travel. Whether both
+        mean the same by a state is settled by a handshake, once a session; where they do not, `otherwise` says whether the question is read as text.
 
-        Raises MemberFailed when the model refuses the call, UnmetNeed for hidden states of another model.
+        Raises MemberFailed when the model refuses the call, UnmetNeed for a message without hidden states, SpacesDiffer for those of another model.
         """
         scene = SCENE.get()
         loop = asyncio.get_running_loop()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
         with scene:
-            if resume is not None:
-                parcel = self._understood(resume)
+            parcel = None if resume is None else await self._understood(resume, otherwise)
+            if resume is not None and parcel is not None:
                 await scene.bring((resume,), self.node)
                 request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
             else:
@@ -96,20 +115,29 @@ class Agent:
             if isinstance(reply, CallError):
                 raise MemberFailed(self.name, reply.message)
             usage = await scene.compute(self.name, self.node, self.shape or self.info.shape, request, reply)
+        if resume is not None and parcel is not None:
+            heard = (resume,)
         confidence = None if not reply.logprobs else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
-        id, parents = scene.next_id(self.name), tuple([message.id for message in ((resume,) if resume is not None else heard)])
+        id, parents = scene.next_id(self.name), tuple([message.id for message in heard])
+        if reply.parcel is not None:
+            scene.hellos[id] = self.hello
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
         return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence, reply.parcel)
 
-    def _understood(self, message: Message) -> Parcel:
-        """The hidden states of a message, if they mean the same to this agent's model: same weights, and a layer that its exit passes."""
-        parcel = message._cargo
+    async def _understood(self, message: Message, otherwise: Literal["text", "refuse"]) -> Parcel | None:
+        """The hidden states of a message, if they mean the same to this agent's model; None where text shall do instead."""
+        scene, parcel = SCENE.get(), message._cargo
         if message.form != "hidden" or not isinstance(parcel, Parcel):
             raise UnmetNeed(f"{self.name} cannot go on from message {message.id}, which brings no hidden states: as_('hidden') sends them along")
-        if parcel.weights_hash != self.info.weights_hash:
-            raise UnmetNeed(f"{self.name} cannot go on from hidden states of {message.author}: their weights differ; send text instead")
-        return parcel
+        theirs = scene.hellos[message.id]
+        await scene.greet((message.node, theirs), (self.node, self.hello))
+        found = meet(theirs, self.hello, parcel.want.layer, [parcel.want.codec, *(["lower"] if parcel.want.lower else [])])
+        if "hidden" in found.forms:
+            return parcel
+        if otherwise == "text":
+            return None
+        raise SpacesDiffer(f"{self.name} cannot go on from hidden states of {message.author}: {'; '.join(found.reasons)}; send text instead")
 
     def _request(self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int) -> Request:
         turns = [Turn("system", self.prompt)] if self.prompt else []

@@ -19,8 +19,8 @@ Key = tuple[str, Request]  # a model's fingerprint, and what it was asked
 
 
 def fingerprint(info: ModelInfo) -> str:
-    """What decides a model's answers: weights, tokenizer with its template, engine and dtype."""
-    return "/".join((info.weights_hash, info.tokenizer_hash, info.engine, info.dtype))
+    """What decides a model's answers: weights, tokenizer with its template, engine and dtype, and what codecs leave of hidden states."""
+    return "/".join((info.weights_hash, info.tokenizer_hash, info.engine, info.dtype, *(codec.fingerprint for codec in info.codecs)))
 
 
 def digest(key: Key) -> bytes:

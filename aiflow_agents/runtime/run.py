@@ -19,7 +19,7 @@ from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.handover import Handover
 from aiflow_agents.runtime.hosts import Hosts, InlineHosts
 from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.scene import SCENE, Scene
+from aiflow_agents.runtime.scene import SCENE, Scene, Session
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.runtime.trace import Listener, Span
@@ -73,16 +73,18 @@ def run_jobs(
     seed: int = 0,
     note: Callable[[int, int], None] = lambda calls, executed: None,
     listener: Listener | None = None,
+    sessions: dict[str, Session] | None = None,
 ) -> None:
     """Run all jobs and give each result to `done` as soon as it is there.
 
+    `sessions`: who has met whom so far, by arm; without, all jobs of an arm here are one session.
     A topology that raises fails its own job alone. What is not an error of a topology (Ctrl-C, a full disk) gets out.
     """
     handover = Handover(hosts, memory, note)
-    waiting = iter(jobs)
+    waiting, sessions = iter(jobs), {} if sessions is None else sessions
     while batch := list(islice(waiting, IN_STEP)):
         with no_collections():
-            clock.run(_together(batch, seed, done, listener), handover)
+            clock.run(_together(batch, seed, done, listener, sessions), handover)
 
 
 @contextmanager
@@ -97,12 +99,14 @@ def no_collections() -> Iterator[None]:
             gc.enable()
 
 
-async def _together(jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None) -> None:
+async def _together(
+    jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None, sessions: dict[str, Session]
+) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorldLoop)
     running: dict[asyncio.Task[None], tuple[_Stage, World]] = {}
     for job in jobs:
-        stage, world = _Stage(job, seed, listener), World(f"{job.arm}/{job.task.id}")
+        stage, world = _Stage(job, seed, listener, sessions.setdefault(job.arm, {})), World(f"{job.arm}/{job.task.id}")
         running[loop.spawn(world, _one(stage, done))] = stage, world
     while running:
         ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
@@ -123,11 +127,11 @@ class _Stage:
 
     __slots__ = ("job", "scene", "spans")
 
-    def __init__(self, job: Job, seed: int, listener: Listener | None):
+    def __init__(self, job: Job, seed: int, listener: Listener | None, session: Session):
         self.job = job
         self.spans: list[Span] = []
         listen = _listen(self.spans, listener) if job.traced else listener
-        self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen)
+        self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session)
 
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""

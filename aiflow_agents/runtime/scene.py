@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -19,19 +19,26 @@ from aiflow_agents.runtime.trace import Listener, Span
 from aiflow_agents.wire.message import Message, Usage
 
 SCENE: ContextVar[Scene] = ContextVar("aiflow_scene")
+Speaker = tuple[str, bytes]  # a node, and the hello of who speaks there
+Session = dict[frozenset[Speaker], "Greeting"]  # who has met whom: of all tasks that are run one way by one team
 
 
 class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "_moves", "_questions", "_prefilled", "_made", "_working", "_over"
+        "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "hellos",
+        "_moves", "_questions", "_prefilled", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
-    def __init__(self, task: Task, network: Network, *, seed: int = 0, repeat: int = 0, listener: Listener | None = None):
+    def __init__(
+        self, task: Task, network: Network, *, seed: int = 0, repeat: int = 0, listener: Listener | None = None, session: Session | None = None
+    ):
         self.task, self.network, self.seed, self.repeat, self.listener = task, network, seed, repeat, listener
         self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0)
         self.ledger = Ledger()
+        self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
+        self._session: Session = {} if session is None else session
         self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
         self._questions: dict[str, Message] = {}
         self._prefilled: set[tuple[object, ...]] = set()
@@ -74,12 +81,19 @@ class Scene:
 
     async def bring(self, messages: Iterable[Message], node: str) -> None:
         """Wait until all of these are at `node`; each travels once, whoever asks for it. Who stops waiting does not stop a transfer."""
-        coming = [move for message in messages if message.node != node and not (move := self._move(message, node)).arrived]
-        if coming:
-            waiter = _Waiter(len(coming))
-            for move in coming:
-                move.waiters.append(waiter)
-            await waiter.future
+        await _arrival([self._move(message, node) for message in messages if message.node != node])
+
+    async def greet(self, one: Speaker, other: Speaker) -> None:
+        """Let two say who they are, before more than text goes between them. In one session they do so once; the first task that needs it pays."""
+        pair = frozenset((one, other))
+        if one[0] != other[0] and pair not in self._session:
+            ways = _Move(), _Move()
+            self._session[pair] = Greeting(self, ways)
+            for (node, hello), (there, _), move in zip((one, other), (other, one), ways, strict=True):
+                self._send(move, node, there, len(hello), "", "hello", "")
+        met = self._session.get(pair)
+        if met is not None and met.scene is self:
+            await _arrival(met.ways)
 
     def _move(self, message: Message, node: str) -> _Move:
         """The transfer, perhaps long done, that brings this message to `node`. Where all of its text has come, its answer has come too."""
@@ -97,8 +111,11 @@ class Scene:
 
     def _set_out(self, message: Message, node: str, move: _Move) -> None:
         """Send a message to another node. Raises NoRoute."""
+        self._send(move, message.node, node, message.size, message.author, message.id, message._said)
+
+    def _send(self, move: _Move, src: str, dst: str, nbytes: int, author: str, id: str, said: str) -> None:
         loop = asyncio.get_running_loop()
-        start_s, nbytes = loop.time(), message.size
+        start_s = loop.time()
 
         def arrived() -> None:
             self.__exit__()
@@ -106,9 +123,9 @@ class Scene:
             for waiter in move.waiters:
                 waiter.one_less()
             if self.listener:
-                self.listener(Span("move", message.author, message.node, start_s, loop.time(), message.id, message._said, to=node, nbytes=nbytes))
+                self.listener(Span("move", author, src, start_s, loop.time(), id, said, to=dst, nbytes=nbytes))
 
-        self.fabric.send(message.node, node, nbytes, arrived, book=self.ledger.book_hop)
+        self.fabric.send(src, dst, nbytes, arrived, book=self.ledger.book_hop)
         self.__enter__()  # until it has arrived
 
     # -- calls -------------------------------------------------------------------------------------------------------
@@ -179,6 +196,23 @@ class _Move:
 
 
 _HERE_ALL_THE_WHILE = _Move(arrived=True)
+
+
+class Greeting(NamedTuple):
+    """Two hellos on their way, and the task that pays for them."""
+
+    scene: Scene
+    ways: tuple[_Move, _Move]
+
+
+async def _arrival(moves: Sequence[_Move]) -> None:
+    """Wait for all of these."""
+    coming = [move for move in moves if not move.arrived]
+    if coming:
+        waiter = _Waiter(len(coming))
+        for move in coming:
+            move.waiters.append(waiter)
+        await waiter.future
 
 
 class _Waiter:

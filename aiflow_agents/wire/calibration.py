@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,21 @@ from aiflow_agents.wire.codecs.registry import parse, restore
 from aiflow_agents.wire.codecs.stored import Arrays, CalibrationError, Stored
 
 FORMAT = "aiflow-codec/1"
+
+
+class Shipped(NamedTuple):
+    """A fitted codec that lies beside a family's weights, as those know it who do not code."""
+
+    name: str
+    fingerprint: str  # hexadecimal
+    spaces: frozenset[str]  # `hidden.3`, `key.0`, `value.0`, ...
+    needs_tokens: bool
+
+
+def shipped(folder: Path) -> tuple[Shipped, ...]:
+    """What lies in `codecs/` of a model's folder, by name. Raises CalibrationError."""
+    found = ((file.stem, load(file)) for file in sorted((folder / "codecs").glob("*.safetensors")))
+    return tuple(Shipped(name, codec.fingerprint.hex(), frozenset(codec.codings), codec.needs_tokens) for name, codec in found)
 
 
 def save(codec: Codec, file: str | Path) -> None:

@@ -6,14 +6,13 @@ numbers would show it, so spaces are told apart by the hash of the weights. Hash
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Literal
 
 import msgpack
 
 from aiflow_agents.errors import AIFlowError
-from aiflow_agents.wire.codecs.codec import Codec
 from aiflow_agents.wire.frame import HELLO, FrameError, seal, unseal
 
 Form = Literal["text", "logits", "hidden", "kv"]
@@ -69,20 +68,26 @@ def agree(mine: Identity, theirs: Identity, layer: int, *, otherwise: Literal["t
     return Agreement(frozenset(forms), tuple(spaces))
 
 
-def agree_codec(mine: Iterable[Codec], theirs: dict[str, bytes]) -> Codec | None:
-    """The first of my codecs that the other side has too, with the same calibration; None where there is none. theirs: spec -> fingerprint."""
-    return next((codec for codec in mine if theirs.get(codec.spec) == codec.fingerprint), None)
+def meet(sender: bytes, receiver: bytes, layer: int, codecs: Iterable[str] = ()) -> Agreement:
+    """What both hellos allow for states at the input of `layer`, coded by these codecs, which must be calibrated alike.
+
+    A codec that neither side has fitted is one that needs no fitting. Raises FrameError.
+    """
+    (mine, ours), (theirs, others) = read_hello(sender), read_hello(receiver)
+    found = agree(mine, theirs, layer)
+    missing = tuple(f"codec {name} is not the same on both sides" for name in codecs if ours.get(name) != others.get(name))
+    return Agreement(found.forms - {"hidden", "kv"}, found.reasons + missing) if missing else found
 
 
-def hello(identity: Identity, codecs: Iterable[Codec] = ()) -> bytes:
-    """The frame that each side sends once: who it is, and the codecs that it has, with the fingerprints of their calibration."""
+def hello(identity: Identity, codecs: Mapping[str, bytes] | None = None) -> bytes:
+    """The frame that each side sends once: who it is, and the codecs that it has fitted, name -> fingerprint."""
     family, weights, tokenizer, *rest = astuple(identity)
-    body = [family, bytes.fromhex(weights), bytes.fromhex(tokenizer), *rest, [[codec.spec, codec.fingerprint] for codec in codecs]]
+    body = [family, bytes.fromhex(weights), bytes.fromhex(tokenizer), *rest, [[name, fingerprint] for name, fingerprint in (codecs or {}).items()]]
     return seal(HELLO, [], msgpack.packb(body))
 
 
 def read_hello(frame: bytes) -> tuple[Identity, dict[str, bytes]]:
-    """The other side's identity and its codecs, spec -> fingerprint. Raises FrameError for anything else, whatever the bytes."""
+    """The other side's identity and its codecs, name -> fingerprint. Raises FrameError for anything else, whatever the bytes."""
     sealed = unseal(frame)
     if sealed.kind != HELLO or sealed.header:
         raise FrameError("not a hello")
@@ -94,5 +99,5 @@ def read_hello(frame: bytes) -> tuple[Identity, dict[str, bytes]]:
         raise FrameError("damaged hello: expected family, two hashes, dtype, width, layers and codecs")
     family, weights, tokenizer, dtype, width, layers, codecs = body
     if not all(isinstance(pair, list) and [type(part) for part in pair] == [str, bytes] for pair in codecs):
-        raise FrameError("damaged hello: a codec is its spec and a fingerprint")
+        raise FrameError("damaged hello: a codec is its name and a fingerprint")
     return Identity(family, weights.hex(), tokenizer.hex(), dtype, width, layers), dict(codecs)

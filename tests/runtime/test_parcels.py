@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ def team(willow: Path, tmp_path: Path) -> Team:
     return Team.load(tmp_path / "team.yaml")
 
 
-def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = None, traced: bool = False) -> list[Any]:
+def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = None, traced: bool = False, **options: Any) -> list[Any]:
     found: dict[str, Any] = {}
     jobs = [Job("x", topology, Task(q, q), team, traced=traced) for q in QUESTIONS]
-    run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), lambda result: found.update({result.job.task.id: result}))
+    run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), lambda result: found.update({result.job.task.id: result}), **options)
     assert [found[q].error for q in QUESTIONS] == [None] * len(QUESTIONS)
     return [found[q] for q in QUESTIONS]
 
@@ -157,7 +158,7 @@ def test_a_relay_answers_what_it_was_never_told_in_words(team: Team) -> None:
     results, whole = run(team, relay, traced=True), run(team, load_topology("single", {"member": "trunk"}))
     assert answers(results) == answers(whole)
     for result, alone in zip(results, whole, strict=True):
-        moves = [span for span in result.spans if span.kind == "move"]
+        moves = [span for span in result.spans if span.kind == "move" and span.message != "hello"]
         assert [(span.who, span.text) for span in moves if span.to != "phone"] == [("leaf", "")]  # the question stays; what moves has no words
         assert result.usage.flops == pytest.approx(alone.usage.flops, rel=0.02)  # nothing is run twice; norms are counted with the last block
     for placebo in ("zeros", "noise"):
@@ -190,7 +191,110 @@ def test_hidden_states_of_other_weights_are_refused(team: Team, willow: Path, tm
 
     found: list[Any] = []
     run_jobs([Job("x", Careless(), Task("q", QUESTIONS[0]), mixed)], InlineHosts(), Memory(), found.append)
-    assert "their weights differ" in found[0].error
+    assert "bough cannot go on from hidden states of leaf: the weights differ" in found[0].error
+    text = run(mixed, cascade(send="text", otherwise="text"))
+    assert answers(run(mixed, cascade(otherwise="text"))) == answers(text)  # from leaf to bough goes text, and from bough to trunk too
+
+
+def test_who_meets_says_so_once_a_session(team: Team) -> None:
+    sessions: dict[str, Any] = {}
+    first, again = (run(team, cascade(), traced=True, sessions=sessions) for _ in range(2))
+    hellos = [[span for span in result.spans if span.message == "hello"] for result in first]
+    ways = sorted((span.node, span.to) for spans in hellos for span in spans)
+    assert ways == [("cloud", "edge"), ("edge", "cloud"), ("edge", "phone"), ("phone", "edge")]
+    for one, other, spans in zip(first, again, hellos, strict=True):
+        links = {("phone", "edge"): 1, ("edge", "cloud"): 1} | {("edge", "phone"): 1, ("cloud", "edge"): 1}
+        assert one.usage.wire_bytes - other.usage.wire_bytes == sum(span.nbytes * links[span.node, span.to] for span in spans)
+        states = [span for span in one.spans if span.kind == "move" and span.nbytes > 300]
+        for said in states:  # nothing but text before they have met
+            assert all(span.end_s <= said.start_s for span in spans if {span.node, span.to} == {said.node, said.to})
+    for results in (again, run(team, cascade(send="text"), traced=True)):
+        assert not any(span.message == "hello" for result in results for span in result.spans)
+
+
+Fitted = Callable[[float], Path]
+
+
+@pytest.fixture
+def fitted(willow: Path, tmp_path: Path) -> Fitted:
+    """The same family with codecs of its own: one that predicts from tokens, one that does not, and one for keys and values."""
+    from aiflow_agents.models.family.family import Family
+    from aiflow_agents.skills.splits import stream
+    from aiflow_agents.training.cut import Cut, cache_samples, sample
+    from aiflow_agents.wire.calibration import save
+    from aiflow_agents.wire.codecs import fit
+
+    family, questions = Family.load(willow), list(islice(stream({"add": 1.0}, "train", 0), 60))
+    states = {f"hidden.{layer}": sample(Cut(family, layer), questions) for layer in (1, 3)}
+
+    def make(step: float) -> Path:
+        folder = tmp_path / f"fitted {step}" / "shrub"
+        shutil.copytree(willow, folder)
+        (folder / "codecs").mkdir()
+        save(fit(f"predict:step={step}", states), folder / "codecs" / "predict.safetensors")
+        save(fit("klt:step=0.02+ans", states), folder / "codecs" / "klt.safetensors")
+        save(fit("int8+ans", cache_samples(family, questions, 3)), folder / "codecs" / "lower.safetensors")
+        return folder
+
+    return make
+
+
+def placed(team: Team, **folders: Path) -> Team:
+    """The team with these folders for some of its members."""
+    from dataclasses import replace
+
+    from aiflow_agents.models.family.model import model_info
+
+    new = {name: replace(team[name], folder=str(folder), info=model_info(folder)) for name, folder in folders.items()}
+    return replace(team, agents={**team.agents, **new})
+
+
+class Packed(InlineHosts):
+    """Keeps every parcel that was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Parcel] = []
+
+    def generate(self, batches: Any) -> Any:
+        found = super().generate(batches)
+        self.made += [reply.parcel for replies in found.values() for reply in replies if reply.parcel]
+        return found
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_family_sends_by_its_own_codecs_unless_told_otherwise(team: Team, fitted: Fitted, lower: bool) -> None:
+    folder = fitted(0.02)
+    own = placed(team, leaf=folder, bough=folder, trunk=folder)
+    by_own, by_name, plain = Packed(), Packed(), Packed()
+    results, raw = run(own, cascade(lower=lower), by_own), run(team, cascade(lower=lower), plain)
+    assert {parcel.want.codec for parcel in by_own.made} == {"predict"} and {parcel.want.codec for parcel in plain.made} == {"float16"}
+    assert sum(parcel.nbytes for parcel in by_own.made) < 0.7 * sum(parcel.nbytes for parcel in plain.made)
+    assert sum(r.usage.wire_bytes for r in results) < sum(r.usage.wire_bytes for r in raw)
+    assert sum(a == b for a, b in zip(answers(results), answers(raw), strict=True)) >= 4  # fine steps
+    run(own, cascade(lower=lower, codec="float16"), by_name)
+    assert sorted(by_name.made) == sorted(plain.made)  # to the last byte
+
+
+def test_a_relay_never_sends_tokens(team: Team, fitted: Fitted) -> None:
+    folder, hosts = fitted(0.02), Packed()
+    own = placed(team, leaf=folder, bough=folder, trunk=folder)
+    assert own["leaf"].codec(1) == "predict" and own["leaf"].codec(2) == "float16" == team["leaf"].codec(1)
+    assert len(answers(run(own, load_topology("feature-relay"), hosts))) == len(QUESTIONS)
+    assert {parcel.want.codec for parcel in hosts.made} == {"klt"}
+
+
+def test_states_coded_with_another_calibration_are_not_read(team: Team, fitted: Fitted) -> None:
+    """Same weights, same name of the codec, other numbers in it."""
+    mixed = placed(team, leaf=fitted(0.02), bough=fitted(0.03))
+
+    async def pattern(task: Task, people: Team) -> Any:
+        said = await people["leaf"].ask(task.question, want=Want(1, "predict"))
+        return await people["bough"].ask(task.question, resume=said.as_("hidden"))
+
+    found: list[Any] = []
+    run_jobs([Job("x", type("Pattern", (), {"run": staticmethod(pattern)})(), Task("q", QUESTIONS[0]), mixed)], InlineHosts(), Memory(), found.append)
+    assert "codec predict is not the same on both sides" in found[0].error
 
 
 def test_text_alone_cannot_be_resumed_and_only_what_was_kept_can_travel(team: Team) -> None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from aiflow_agents.wire.codecs import Sample, codec, fit
-from aiflow_agents.wire.handshake import Identity, SpacesDiffer, agree, agree_codec, hello, read_hello
+from aiflow_agents.wire.codecs import Sample, fit
+from aiflow_agents.wire.handshake import Identity, SpacesDiffer, agree, hello, meet, read_hello
 
 CLOUD = Identity("willow", "ab" * 32, "cd" * 32, "float32", 128, 8)
 PHONE = replace(CLOUD, layers=2)
@@ -44,10 +44,9 @@ def test_spaces_are_never_mixed(other: Identity, forms: set[str], said: str) -> 
 
 def test_a_hello_says_who_and_which_codecs(make_sample: Callable[..., Sample]) -> None:
     one, other = (fit("int8", {"hidden.0": make_sample(8, seed=seed)}) for seed in (0, 1))
-    frame = hello(CLOUD, [one, codec("float16")])
-    identity, codecs = read_hello(frame)
-    assert identity == CLOUD and codecs == {"int8": one.fingerprint, "float16": codec("float16").fingerprint}
-    assert len(frame) == 178  # four hashes of 32 bytes, once a session
-    assert agree_codec([one, codec("float16")], codecs) is one
-    assert agree_codec([other, codec("float16")], codecs).spec == "float16"  # type: ignore[union-attr]
-    assert agree_codec([other], codecs) is None  # one name, another calibration
+    frame = hello(CLOUD, {"int8": one.fingerprint})
+    assert read_hello(frame) == (CLOUD, {"int8": one.fingerprint}) and len(frame) == 135  # three hashes of 32 bytes, once a session
+    assert meet(hello(PHONE, {"int8": one.fingerprint}), frame, 1, ["int8"]).forms == EVERYTHING == meet(hello(PHONE), frame, 1, ["float16"]).forms
+    for codecs in ({"int8": other.fingerprint}, {}):  # one name, another calibration
+        found = meet(hello(PHONE, codecs), frame, 1, ["float16", "int8"])
+        assert found.forms == {"text", "logits"} and found.reasons == ("codec int8 is not the same on both sides",)

@@ -24,7 +24,7 @@ from aiflow_agents.wire.frame import FrameError
 from aiflow_agents.wire.payload import Hidden, KVCache
 
 _LENGTH = struct.Struct("<I")
-LOWER_CODEC = "float16"  # of keys and values, where the codec of the hidden states has nothing fitted for them
+LOWER = "lower"  # the fitted codec of keys and values, where that of the hidden states has nothing for them
 
 
 class Courier:
@@ -80,10 +80,12 @@ class Courier:
         )
 
     def _lower(self, want: Want) -> Codec:
-        chosen = self.codec(want.codec)
-        if {"*", f"key.{want.layer - 1}"} & set(chosen.codings):
-            return chosen
-        return self.codec(LOWER_CODEC)
+        """Of keys and values: the codec of the hidden states, the family's own for them, or float16."""
+        file = self.folder / "codecs" / f"{LOWER}.safetensors"
+        for one in (self.codec(want.codec), *([self.codec(LOWER)] if file.is_file() else [])):
+            if {"*", f"key.{want.layer - 1}"} & set(one.codings):
+                return one
+        return self.codec("float16")
 
 
 def placebo(states: Tensor, kind: str) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiflow_agents.models.family.courier import Courier
     from aiflow_agents.models.family.engine import Engine, Generated, Stop
     from aiflow_agents.models.family.resume import Start
+    from aiflow_agents.wire.calibration import Shipped
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,7 +52,16 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
         shape=cut(config.shape(DTYPE_BYTES[dtype]), linears(path), at),
         capabilities=frozenset({"logprobs", "hidden", "resume", "exits"} if len(config.exits) > 1 else {"logprobs", "hidden", "resume"}),
         max_context=config.max_context,
+        codecs=_codecs(Path(path)),
     )
+
+
+def _codecs(folder: Path) -> tuple[Shipped, ...]:
+    if not (folder / "codecs").is_dir():
+        return ()
+    from aiflow_agents.wire.calibration import shipped
+
+    return shipped(folder)
 
 
 def at_exit(info: ModelInfo, path: str | Path, exit: int, keep: Keep = 1.0) -> ModelInfo:
@@ -162,8 +172,10 @@ class FamilyModel:
             said = [(*batch[i][0], *replies[i].token_ids[:-1]) for i in places]
             states = hidden_states(self.engine.decoder, said, layer, lower=lower)
             for i, ids, (hidden, kv) in zip(places, said, states, strict=True):
-                start = Start(layer, hidden, len(batch[i][0]), replies[i].token_ids, None if lower else ids, kv)
-                parcel, work = self._pack(start, batch[i][1].want, packed), None
+                want = batch[i][1].want
+                tokens = None if lower and not (want and self.courier.codec(want.codec).needs_tokens) else ids
+                start = Start(layer, hidden, len(batch[i][0]), replies[i].token_ids, tokens, kv)
+                parcel, work = self._pack(start, want, packed), None
                 if not replies[i].token_ids:  # nothing was to be said, so only the layers below were run
                     work = (Pass(layer / len(self.engine.decoder.config.path(batch[i][1].exit)), len(ids), 0, 0),)
                 replies[i] = replace(replies[i], parcel=parcel, work=work)

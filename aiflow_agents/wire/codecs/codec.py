@@ -43,6 +43,11 @@ class Codec:
         kept = [coding.floats is not None and coding.floats.dtype in ("float32", dtype) for coding in self.codings.values()]
         return "exact" if kept and all(kept) else "lossy"
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether states can be coded only beside their token ids."""
+        return self.spec.startswith("predict")
+
     @cached_property
     def fingerprint(self) -> bytes:
         """sha256 of the spec and every fitted array: codecs are the same when these are. Compared in the handshake."""
