@@ -98,6 +98,7 @@ def calibrate(
 ) -> None:
     """Fit a codec on a model's hidden states and write it where `send` and `aiflow bench wire` find it."""
     from aiflow_agents import catalog
+    from aiflow_agents.models.family.model import model_info
     from aiflow_agents.training.refine import refined
     from aiflow_agents.wire import calibration as files
     from aiflow_agents.wire.codecs import Codec, fit, needs_fitting, parse
@@ -107,8 +108,8 @@ def calibrate(
     drawn, spec = _Drawn(skills, seed), parse(_with_boundary(codec)).text
     if not needs_fitting(spec):
         raise UserError(f"codec {spec} needs no fitting; name it as it is")
-    folder = out or catalog.find("model", model).path / "codecs"
-    codings = {}
+    fitted_on = catalog.find("model", model).path
+    folder, weights_hash, codings = out or fitted_on / "codecs", model_info(fitted_on).weights_hash, {}
     layers = layer or _cut(model, 0, (None,)).family.exits[:-1]
     _folder(folder)
     with watcher(display) as watch:
@@ -122,7 +123,7 @@ def calibrate(
             codings.update(fitted.codings)
             spec, text = fitted.spec, fitted.text
     file = folder / f"{name or ('lower' if lower else spec.partition(':')[0])}.safetensors"
-    files.save(Codec(spec, codings, text=text), file)
+    files.save(Codec(spec, codings, text=text), file, weights_hash)
     typer.echo(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
 
 

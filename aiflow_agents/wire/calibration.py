@@ -1,4 +1,4 @@
-"""A fitted codec as a file that ships with a family: safetensors, the spec in its metadata, one group of arrays a space.
+"""A fitted codec as a file that ships with a family: safetensors, the spec and the weights' hash in its metadata, one group of arrays a space.
 
 Such a file is read as numbers and checked; nothing in it is run, and nothing is unpickled.
 """
@@ -30,24 +30,33 @@ class Shipped(NamedTuple):
     needs_tokens: bool
 
 
-def shipped(folder: Path) -> tuple[Shipped, ...]:
-    """What lies in `codecs/` of a model's folder, by name. Raises CalibrationError."""
-    found = ((file.stem, load(file)) for file in sorted((folder / "codecs").glob("*.safetensors")))
-    return tuple(Shipped(name, codec.fingerprint.hex(), frozenset(codec.codings), codec.needs_tokens) for name, codec in found)
+def shipped(folder: Path, weights_hash: str) -> tuple[Shipped, ...]:
+    """What lies in `codecs/` of a model's folder, by name; not what was fitted on other weights. Raises CalibrationError."""
+    found = ((file.stem, *_read(file)) for file in sorted((folder / "codecs").glob("*.safetensors")))
+    return tuple(
+        Shipped(name, codec.fingerprint.hex(), frozenset(codec.codings), codec.needs_tokens)
+        for name, codec, weights in found
+        if weights in ("", weights_hash)
+    )
 
 
-def save(codec: Codec, file: str | Path) -> None:
-    """Write a fitted codec, whole or not at all."""
+def save(codec: Codec, file: str | Path, weights_hash: str = "") -> None:
+    """Write a codec that was fitted on these weights, whole or not at all."""
     found = ((f"{space}/{name}", array) for space, arrays in codec.arrays().items() for name, array in arrays.items())
     arrays = {name: np.ascontiguousarray(array) for name, array in found}  # safetensors writes the memory of another layout as it lies
     written = Path(f"{file}.part")
-    save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec})
+    save_file(arrays, written, metadata={"format": FORMAT, "spec": codec.spec, "weights": weights_hash})
     written.chmod(0o644)
     os.replace(written, file)
 
 
 def load(file: str | Path) -> Codec:
     """Read a fitted codec. Raises CalibrationError naming the file and what is wrong with it."""
+    return _read(file)[0]
+
+
+def _read(file: str | Path) -> tuple[Codec, str]:
+    """And the hash of the weights that it was fitted on, empty where it is not known."""
     try:
         with safe_open(file, framework="numpy") as opened:
             about, arrays = opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -63,4 +72,4 @@ def load(file: str | Path) -> Codec:
     for name, array in arrays.items():
         space, _, rest = name.rpartition("/")
         spaces.setdefault(space, {})[rest] = array
-    return restore(about["spec"], {space: Stored(str(file), space, found) for space, found in spaces.items()})
+    return restore(about["spec"], {space: Stored(str(file), space, found) for space, found in spaces.items()}), about.get("weights", "")

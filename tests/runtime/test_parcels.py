@@ -284,6 +284,22 @@ def test_a_relay_never_sends_tokens(team: Team, fitted: Fitted) -> None:
     assert {parcel.want.codec for parcel in hosts.made} == {"klt"}
 
 
+def test_what_was_fitted_on_other_weights_is_not_used(fitted: Fitted, tmp_path: Path) -> None:
+    from aiflow_agents.models.family.courier import Courier
+    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.wire import calibration
+
+    folder = fitted(0.02)
+    own, file = model_info(folder), folder / "codecs" / "predict.safetensors"
+    for weights, names in ((own.weights_hash, ["klt", "lower", "predict"]), ("another", ["klt", "lower"])):
+        calibration.save(calibration.load(file), file, weights)
+        info = model_info(folder)
+        assert [codec.name for codec in info.codecs] == names and info.weights_hash == own.weights_hash
+    assert Courier(folder, info.codecs).codec("klt").fingerprint.hex() == info.codecs[0].fingerprint
+    with pytest.raises(UserError, match="no codec of model 'shrub' named 'predict'"):
+        Courier(folder, info.codecs).codec("predict")
+
+
 def test_states_coded_with_another_calibration_are_not_read(team: Team, fitted: Fitted) -> None:
     """Same weights, same name of the codec, other numbers in it."""
     mixed = placed(team, leaf=fitted(0.02), bough=fitted(0.03))

@@ -9,16 +9,17 @@ its folder.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from aiflow_agents.errors import UnknownName
+from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.family.resume import Start
 from aiflow_agents.models.family.session import LowerCache
 from aiflow_agents.models.protocol import Parcel, Want
-from aiflow_agents.wire.calibration import load
+from aiflow_agents.wire.calibration import Shipped, load
 from aiflow_agents.wire.codecs import Codec, codec
 from aiflow_agents.wire.frame import FrameError
 from aiflow_agents.wire.payload import Hidden, KVCache
@@ -30,19 +31,17 @@ LOWER = "lower"  # the fitted codec of keys and values, where that of the hidden
 class Courier:
     """The codecs of one model folder, loaded when first used."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, fitted: Sequence[Shipped] = ()):
+        self.folder, self.fitted = folder, [one.name for one in fitted]
         self._codecs: dict[str, Codec] = {}
 
     def codec(self, name: str) -> Codec:
-        """Raises `UnknownName` for a codec that neither needs fitting nor ships with this family."""
+        """Raises `UnknownName` for a codec that needs fitting and does not ship with this family, fitted on these very weights."""
         if name not in self._codecs:
-            file = self.folder / "codecs" / f"{name}.safetensors"
             try:
-                self._codecs[name] = load(file) if file.is_file() else codec(name)
-            except UnknownName:
-                fitted = sorted(path.stem for path in (self.folder / "codecs").glob("*.safetensors"))
-                raise UnknownName(f"codec of model '{self.folder.name}'", name, [*fitted, "float16", "bfloat16", "float32"]) from None
+                self._codecs[name] = load(self.folder / "codecs" / f"{name}.safetensors") if name in self.fitted else codec(name)
+            except UserError:
+                raise UnknownName(f"codec of model '{self.folder.name}'", name, [*self.fitted, "float16", "bfloat16", "float32"]) from None
         return self._codecs[name]
 
     def pack(self, start: Start, want: Want) -> bytes:
@@ -81,8 +80,7 @@ class Courier:
 
     def _lower(self, want: Want) -> Codec:
         """Of keys and values: the codec of the hidden states, the family's own for them, or float16."""
-        file = self.folder / "codecs" / f"{LOWER}.safetensors"
-        for one in (self.codec(want.codec), *([self.codec(LOWER)] if file.is_file() else [])):
+        for one in (self.codec(want.codec), *([self.codec(LOWER)] if LOWER in self.fitted else [])):
             if {"*", f"key.{want.layer - 1}"} & set(one.codings):
                 return one
         return self.codec("float16")

@@ -40,7 +40,7 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
     for file in weight_files(path):
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    at = ranks(path, keep)
+    whole, at = digest.hexdigest(), ranks(path, keep)
     if at:
         digest.update(repr(sorted(at.items())).encode())
     return ModelInfo(
@@ -52,16 +52,16 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
         shape=cut(config.shape(DTYPE_BYTES[dtype]), linears(path), at),
         capabilities=frozenset({"logprobs", "hidden", "resume", "exits"} if len(config.exits) > 1 else {"logprobs", "hidden", "resume"}),
         max_context=config.max_context,
-        codecs=_codecs(Path(path)),
+        codecs=_codecs(Path(path), whole),
     )
 
 
-def _codecs(folder: Path) -> tuple[Shipped, ...]:
+def _codecs(folder: Path, weights_hash: str) -> tuple[Shipped, ...]:
     if not (folder / "codecs").is_dir():
         return ()
     from aiflow_agents.wire.calibration import shipped
 
-    return shipped(folder)
+    return shipped(folder, weights_hash)
 
 
 def at_exit(info: ModelInfo, path: str | Path, exit: int, keep: Keep = 1.0) -> ModelInfo:
@@ -98,7 +98,7 @@ class FamilyModel:
             raise UserError(
                 f"model folder {path}: its tokenizer knows {chat.vocab} tokens, the model {info.shape.vocab}; they do not belong together"
             )
-        return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable), Courier(Path(path)))
+        return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable), Courier(Path(path), info.codecs))
 
     def sized(self, keep: float | None) -> FamilyModel:
         """This model with a share of its parameters, spread over layers by their spectra; loaded once. Raises `UserError` where it has one size."""
