@@ -3,23 +3,25 @@
     device, exit 1 --unsure: its hidden states--> edge, exit 3 --unsure: its own--> cloud, exit 7
 """
 
-from itertools import product
-from typing import Literal, Self
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeFloat
+import numpy as np
+from pydantic import Field
 
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.protocol import Want
+from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology, Trial
+from aiflow_agents.topology.thresholds import cheapest
 from aiflow_agents.wire.message import Message, standing_at
-
-GRID = (0.0, 0.4, 0.6, 0.75, 0.85, 0.93, 1.01)
 
 
 class ExitCascade(Topology):
-    """`thresholds`: how sure (calibrated) each exit but the last must be. None: the fewest FLOPs that on dev keep `keep` of the last's accuracy.
+    """`thresholds`: how sure (calibrated) each exit but the last must be. None: the fewest FLOPs that keep `keep` of the last's accuracy on dev.
 
     `send`: hidden states, coded by `codec` (None: what the family ships for them, or float16), or the question's text, as any cascade would. `lower`
     sends keys and values of the lower layers along; else the tokens go with the states, and a receiver that differs from the draft reads them again.
@@ -27,7 +29,7 @@ class ExitCascade(Topology):
     """
 
     thresholds: tuple[float, ...] | None = None
-    keep: NonNegativeFloat = 0.99
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.99
     send: Literal["hidden", "text"] = "hidden"
     codec: str | None = None
     lower: bool = False
@@ -41,17 +43,19 @@ class ExitCascade(Topology):
             raise UnmetNeed(f"topology 'exit-cascade' needs members that are different exits of one family (`exit:` in the team file); see {team}")
 
     def fit(self, trial: Trial) -> Self:
+        """From what each exit says alone: going on changes no answer, but for what a lossy codec does."""
         if self.thresholds is not None:
             return self
-        deeper = [self.model_copy(update={"thresholds": t}) for t in product(GRID, repeat=len(trial.team) - 1)]
-        whole = trial.accuracy(self.model_copy(update={"thresholds": (1.01,) * (len(trial.team) - 1)}))[0]
-        results = [(trial.accuracy(candidate), candidate) for candidate in deeper]
-        enough = [(flops, -score, i) for i, ((score, flops), _) in enumerate(results) if score >= self.keep * whole]
-        return results[min(enough)[2]][1]
+        exits = by_depth(trial.team)
+        marks = np.array([trial.marks[agent.name] for agent in exits])  # [exits, questions]
+        sure = np.array([[p or 0.0 for p in trial.confidence[agent.name]] for agent in exits[:-1]])
+        flops = np.array([trial.flops[agent.name] for agent in exits])
+        if self.send == "hidden":  # the layers below were run before
+            flops[1:] *= [1 - (a.exit or 0) / b.info.shape.layers for a, b in pairwise(exits)]
+        return self.model_copy(update={"thresholds": cheapest(marks, sure, flops, self.keep)})
 
     async def run(self, task: Task, team: Team) -> Message:
-        exits = sorted(team, key=lambda agent: -1 if agent.exit is None else agent.exit)
-        exits.sort(key=lambda agent: agent.exit is None)  # the whole model comes last
+        exits = by_depth(team)
         said: Message | None = None
         for i, agent in enumerate(exits):
             last = i == len(exits) - 1
@@ -63,3 +67,8 @@ class ExitCascade(Topology):
             if last or sure >= (self.thresholds or (0.8,) * len(exits))[i]:
                 return said
         raise AssertionError("a team has a last member")
+
+
+def by_depth(team: Iterable[Agent]) -> list[Agent]:
+    """The whole model comes last."""
+    return sorted(team, key=lambda agent: (agent.exit is None, agent.exit or 0))
