@@ -26,7 +26,7 @@ from aiflow_agents.training.decompose import METHODS, Method, decompose, save
 from aiflow_agents.training.moments import load, measure
 from aiflow_agents.training.nested import Progress, Tuner, Tuning
 from aiflow_agents.training.recipe import load_recipe
-from aiflow_agents.training.source import source_of, up_to
+from aiflow_agents.training.sources import source_of, up_to
 
 ROWS = 128  # questions at once
 CLAIMS: tuple[tuple[Method, tuple[Method, ...]], ...] = (("whitened", ("svd", "asvd")), ("fisher", ("whitened",)))  # who is to beat all of whom
@@ -82,7 +82,7 @@ def bench_rank(
     questions = exam([name for name, share in skills.items() if share], per_skill)
     original = score(Decoder.load(folder), questions)
     note(f"{len(questions):,} test questions; {folder.name} itself: {_line(original)}")
-    source, data = source_of(folder, None, how.seed)
+    source = source_of(folder, None, how.seed)
     model = load(folder)
     note(f"measuring its layers on {measured_tokens:,} tokens")
     moments = measure(model, up_to(source, measured_tokens), how.seed)
@@ -92,9 +92,9 @@ def bench_rank(
         found = decompose(model, moments, method)
         for tuned in (False, True) if how.tokens else (False,):
             name = f"{method}-tuned" if tuned else method
-            about = {"method": method, "data": data, "measured_tokens": measured_tokens, "tuning": asdict(how) if tuned else None}
+            about = {"method": method, "data": source.name, "measured_tokens": measured_tokens, "tuning": asdict(how) if tuned else None}
             if tuned:
-                made_of = f"{model_info(folder).weights_hash} {method} {measured_tokens} {data}"
+                made_of = f"{model_info(folder).weights_hash} {method} {measured_tokens} {source.name}"
                 tuner = Tuner(model, found, source, how, work / "checkpoints" / f"{method}.safetensors", made_of)
                 found = tuner.run(lambda at, name=name: progress(name, at))  # type: ignore[misc]
                 tuner.save()

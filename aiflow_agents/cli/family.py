@@ -20,7 +20,6 @@ from .display import training
 
 if TYPE_CHECKING:
     from ..training.grow import Grower
-    from ..training.sources import Source
 
 family = typer.Typer(add_completion=False, no_args_is_help=True, help="Many sizes in one model: an exit runs the first layers, then a block of its own.")
 
@@ -85,12 +84,13 @@ def grow(
 
     from ..training.card import grown_card
     from ..training.grow import Grower
+    from ..training.sources import source_of
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch built for CUDA")
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
-    source = _source(folder, text, seed, batch, min(length, config.max_context))
+    source = source_of(folder, text, seed, batch, min(length, config.max_context))
     rate = LR["joint" if joint else "frozen"] if lr is None else lr
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if not resume:
@@ -157,17 +157,6 @@ def show(
               *([_percent(row["accuracy"])] if scores else [])] for row in rows]  # fmt: skip
     typer.echo(f"{folder.name}: {len(rows)} exit{'s' if len(rows) > 1 else ''}, {nbytes:,} bytes in all\n")
     _table(names, cells)
-
-
-def _source(folder: Path, text: Path | None, seed: int, batch: int, length: int) -> Source:
-    from ..training.sources import skill_source, skills_of, text_source
-
-    if text is not None:
-        return text_source(text, folder, seed, batch, length)
-    skills = skills_of(folder)
-    if not skills:
-        raise UserError(f"model folder {folder} has no recipe.yaml that names skills in our own tokens; give a text to learn from with --text FILE")
-    return skill_source(skills, seed, batch)
 
 
 def _check_target(target: Path, base: Path, work: Path) -> None:

@@ -16,7 +16,7 @@ from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.rank import linears, tensors_of
 from aiflow_agents.training.branches import add_branches, exit_states
 from aiflow_agents.training.corpus import Batch
-from aiflow_agents.training.source import is_text
+from aiflow_agents.training.sources import is_text
 
 LAYER = re.compile(r"model\.(layers|eelayers)\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj")
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # measured once for all that read it

@@ -30,7 +30,7 @@ from aiflow_agents.models.family.rank import Linear, allot
 from aiflow_agents.training.corpus import Batch
 from aiflow_agents.training.decompose import Factors
 from aiflow_agents.training.moments import Exits, layers
-from aiflow_agents.training.source import Source
+from aiflow_agents.training.sources import Source
 
 WARM = 0.03  # of all tokens
 LEAST_KL = 1e-3
@@ -83,7 +83,7 @@ class Tuner:
         start = int(self.state["tokens"])
         while self.state["tokens"] < self.how.tokens:
             draw = Random(f"sizes/{self.how.seed}/{self.state['chunk']}")
-            for batch in self.source(int(self.state["chunk"])):
+            for batch in self.source.chunk(int(self.state["chunk"])):
                 keep = draw.choice(self.how.keeps)
                 self._step(batch, keep, draw.choice(self.ranks[keep]))
             self.state["chunk"] += 1

@@ -16,7 +16,7 @@ from aiflow_agents.models.family.rank import kept, linears, ranks
 from aiflow_agents.training.decompose import Method, decompose, save
 from aiflow_agents.training.moments import load, measure
 from aiflow_agents.training.nested import Progress, Tuning, tune
-from aiflow_agents.training.source import source_of, up_to
+from aiflow_agents.training.sources import source_of, up_to
 
 
 def shrink(
@@ -38,11 +38,11 @@ def shrink(
     """
     if list(out.glob("*.safetensors")):
         raise UserError(f"{out} already holds a model; choose another folder")
-    source, data = source_of(folder, text, how.seed)
+    source = source_of(folder, text, how.seed)
     model = load(folder)
-    note(f"measuring on {measured_tokens:,} tokens of {data}")
+    note(f"measuring on {measured_tokens:,} tokens of {source.name}")
     found = decompose(model, measure(model, up_to(source, measured_tokens), how.seed), method)
-    about = {"method": method, "data": data, "measured_tokens": measured_tokens, "tuning": asdict(how) if how.tokens else None}
+    about = {"method": method, "data": source.name, "measured_tokens": measured_tokens, "tuning": asdict(how) if how.tokens else None}
     checkpoint = out / "checkpoint" / "tuning.safetensors"
     made_of = f"{model_info(folder).weights_hash} {about}"
     found = tune(model, found, source, how, checkpoint=checkpoint, about=made_of, progress=progress)

@@ -140,7 +140,7 @@ def test_show_reads_accuracies_from_the_card(here: Path, aiflow: Call) -> None:
         (["grow", "bee", "--tier-sizes", "device=1K"], "nothing fits device=1000: the smallest exit, 0, has"),
         (["grow", "bee", "--tier-sizes", "device=1G"], "exit 2 is the whole model, which is there already"),
         (["grow", "fam", "--exits", "1"], "is a family already, with the exits 0, 1, 2; make a plain model of one first"),
-        (["grow", "ant", "--exits", "1"], "has no recipe.yaml that names skills in our own tokens; give a text to learn from with --text FILE"),
+        (["grow", "ant", "--exits", "1"], "has no recipe.yaml that names skills in our own tokens; give it a text: --text FILE"),
         (["grow", "ant", "--exits", "1", "--text", "nowhere.txt"], "text nowhere.txt cannot be read"),
         (["grow", "bee", "--exits", "1", "--out", "agents/models/bee"], "agents/models/bee is the base itself; choose another --out"),
         (["grow", "bee", "--exits", "1", "--out", "agents/models/ant"], "agents/models/ant already holds a model; choose another --out"),

@@ -15,7 +15,7 @@ from aiflow_agents.training.decompose import Factors, decompose
 from aiflow_agents.training.moments import Exits, layers, load, measure
 from aiflow_agents.training.nested import Tuner, Tuning, sizes, tune
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.training.source import skill_source, up_to
+from aiflow_agents.training.sources import skill_source, up_to
 from aiflow_agents.training.trainer import Trainer
 
 SOURCE = skill_source({"add": 1.0, "sort": 1.0}, 1, batch=16)
@@ -83,9 +83,9 @@ def test_an_interrupted_tuning_ends_as_if_it_had_not_been(start: Any, small: Non
 
     def counted(index: int) -> Iterator[Batch]:
         read.append(index)
-        yield from SOURCE(index)
+        yield from SOURCE.chunk(index)
 
-    again = tune(model, found, counted, HOW, checkpoint=checkpoint, about="one")
+    again = tune(model, found, SOURCE._replace(chunk=counted), HOW, checkpoint=checkpoint, about="one")
     assert read[0] == 2, "two chunks were saved, the third was lost"
     for name in whole:
         assert torch.equal(whole[name].b, again[name].b) and torch.equal(whole[name].a, again[name].a)
