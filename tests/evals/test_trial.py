@@ -36,9 +36,9 @@ class Fake:
         return results
 
 
-def trial(stage: Any, right: dict[str, float], flops: dict[str, float] | None = None, **options: Any) -> tuple[DevTrial, Fake]:
+def trial(stage: Any, right: dict[str, float], flops: dict[str, float] | None = None, n: int = 10, **options: Any) -> tuple[DevTrial, Fake]:
     fake = Fake(right, flops or {}, **options)
-    tasks = [Task(str(i), f"q{i}", "yes") for i in range(10)]
+    tasks = [Task(str(i), f"q{i}", "yes") for i in range(n)]
     return DevTrial(stage.team(ann="phone", bob="phone", tim="tower"), tasks, exact, fake), fake
 
 
@@ -97,6 +97,11 @@ class Table(Topology):
 
     async def run(self, task: Any, team: Any) -> Any:
         raise AssertionError
+
+
+def test_a_single_dev_task_is_fitted_and_measured_on(stage: Any) -> None:
+    made, fake = trial(stage, {"ann": 0.3, "bob": 0.7, "tim": 0.5, "learner": 0.6}, {"learner": 4.0}, n=1)
+    assert made.unseen(Learner()) == (1.0, 4.0) and fake.asked[-1] == ["learner"]
 
 
 def test_two_topologies_that_differ_in_one_number_are_two(stage: Any) -> None:
