@@ -189,7 +189,7 @@ def _budgets(text: str) -> dict[str, int]:
 
 def _scores(folder: Path, last: int) -> dict[int, float]:
     """Accuracy by exit, from card.json. A card without exits speaks of the last one."""
-    from ..models.family.chat import read_json
+    from ..models.family.config import read_json
 
     measured = read_json(folder / "card.json").get("measured") or {}
     found = measured.get("exits") or ({str(last): {"overall": measured["alone"]["overall"]}} if "alone" in measured else {})

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.chat import read_json
+from aiflow_agents.models.family.config import read_json
 from aiflow_agents.skills.splits import stream
 from aiflow_agents.training import corpus
 from aiflow_agents.training.corpus import Batch, collate, example

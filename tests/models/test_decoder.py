@@ -132,6 +132,10 @@ def test_shape_counts_the_parameters(case, make_checkpoint):
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": None}, "hidden_size: is missing"),
+        ({"hidden_size": "48"}, "hidden_size: expected a whole number above 0, found '48'"),
+        ({"num_attention_heads": 0}, "num_attention_heads: expected a whole number above 0, found 0"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps: expected a number, found 'small'"),
+        ({"early_exit_points": 1}, "early_exit_points: expected ascending layer numbers"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(change, said, make_checkpoint, tmp_path):
@@ -141,6 +145,13 @@ def test_what_cannot_be_run_is_refused_by_name(change, said, make_checkpoint, tm
     with pytest.raises(ConfigError) as error:
         Decoder.load(tmp_path)
     assert said in str(error.value) and "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("raw", "said"), [(b"[]", ":1: expected an object"), (b"{\n\xff}", ":2: this is not UTF-8 text"), (b"{", ":1: not JSON")])
+def test_a_damaged_config_is_refused_by_its_line(raw, said, tmp_path):
+    (tmp_path / "config.json").write_bytes(raw)
+    with pytest.raises(ConfigError, match=f"config.json{said}"):
+        DecoderConfig.read(tmp_path)
 
 
 def test_missing_and_misshapen_weights_are_named(make_checkpoint, tmp_path):

@@ -181,7 +181,8 @@ def test_unusable_folders_are_refused_in_one_line(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     refused(tmp_path, "do not belong together")
     for file, text, said in [
-        ("chat_template.jinja", "{% for %}", "chat template: "),
+        ("chat_template.jinja", "{% for %}", "chat_template.jinja:1: chat template: "),
+        ("chat_template.jinja", b"x\n\xff", "chat_template.jinja:2: this is not UTF-8 text"),
         ("chat_template.jinja", None, "no chat template"),
         ("tokenizer_config.json", "{,", "not JSON"),
         ("tokenizer.json", "{}", "tokenizer.json cannot be read"),
@@ -191,7 +192,7 @@ def test_unusable_folders_are_refused_in_one_line(folder, tmp_path):
         if text is None:
             (tmp_path / file).unlink()
         else:
-            (tmp_path / file).write_text(text)
+            (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
         refused(tmp_path, said)
         if file == "tokenizer_config.json":
             shutil.copy(folder / file, tmp_path)

@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aiflow_agents.errors import ConfigError, UserError
+from aiflow_agents.models.family.config import read_json, read_text
 from aiflow_agents.models.protocol import Turn
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -42,7 +43,9 @@ class Chat:
         try:
             self._template = _environment().from_string(template)
         except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"chat template: {error.message}", file=folder, line=error.lineno) from None
+            own = Path(folder) / "chat_template.jinja"
+            place = {"file": own, "line": error.lineno} if own.exists() else {"file": Path(folder) / "tokenizer_config.json"}
+            raise ConfigError(f"chat template: {error.message}", **place) from None
         self._special = _special_tokens(folder)
         self.vocab: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
@@ -71,24 +74,11 @@ def read_template(folder: str | Path) -> str | None:
     """The chat template of a model folder, the one called `default` where there are several."""
     file = Path(folder) / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     given = read_json(Path(folder) / "tokenizer_config.json").get("chat_template")
     if isinstance(given, list):
         return next((entry["template"] for entry in given if entry["name"] == "default"), None)
     return given
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or {} where there is no file. Raises `ConfigError` with the line that is not JSON."""
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"not JSON: {error.msg}", file=file, line=error.lineno) from None
-    if not isinstance(found, dict):
-        raise ConfigError("expected an object { ... }", file=file, line=1)
-    return found
 
 
 def _tokenizer_file(folder: str | Path) -> Path:

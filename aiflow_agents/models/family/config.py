@@ -15,6 +15,29 @@ from aiflow_agents.models.protocol import Shape
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 RUYI = {"ruyi_qwen2": "qwen2", "ruyi_qwen3": "qwen3"}  # the released familial checkpoints: the plain architecture, and exits
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+          "max_position_embeddings")  # fmt: skip
+
+
+def read_text(file: Path) -> str:
+    """A text file of a model folder. Raises `ConfigError` with the line that is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("this is not UTF-8 text", file=file, line=error.object.count(b"\n", 0, error.start) + 1) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is no file. Raises `ConfigError` with the line that is not JSON."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not JSON: {error.msg}", file=file, line=error.lineno) from None
+    if not isinstance(found, dict):
+        raise ConfigError("expected an object { ... }", file=file, line=1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -48,12 +71,9 @@ class DecoderConfig:
     def read(cls, folder: str | Path) -> DecoderConfig:
         """Read and check `folder/config.json`. Raises `ConfigError` naming the key that this decoder cannot honour."""
         file = Path(folder) / "config.json"
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"model folder {folder} has no config.json; a model is a folder in the Hugging Face layout") from None
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"not JSON: {error.msg}", file=file, line=error.lineno) from None
+        if not file.exists():
+            raise UserError(f"model folder {folder} has no config.json; a model is a folder in the Hugging Face layout")
+        raw = read_json(file)
         _refuse_unsupported(raw, file)
         kind = RUYI.get(raw["model_type"], raw["model_type"])
         try:
@@ -116,6 +136,12 @@ def _refuse_unsupported(raw: Mapping[str, Any], file: Path) -> None:
     kind = raw.get("model_type")
     if kind not in (*MODEL_TYPES, *RUYI):
         raise ConfigError(f"'{kind}' is not supported; known: {', '.join((*MODEL_TYPES, *RUYI))}", file=file, key="model_type")
+    for key in COUNTS:
+        if raw.get(key) is not None and (type(raw[key]) is not int or raw[key] < 1):
+            raise ConfigError(f"expected a whole number above 0, found {raw[key]!r}", file=file, key=key)
+    for key in ("rms_norm_eps", "rope_theta"):
+        if raw.get(key) is not None and type(raw[key]) not in (int, float):
+            raise ConfigError(f"expected a number, found {raw[key]!r}", file=file, key=key)
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"'{raw['hidden_act']}' is not supported; expected 'silu'", file=file, key="hidden_act")
     if raw.get("quantization_config"):
@@ -129,7 +155,8 @@ def _refuse_unsupported(raw: Mapping[str, Any], file: Path) -> None:
 def _exits(raw: Mapping[str, Any], file: Path) -> tuple[int, ...]:
     last = raw["num_hidden_layers"] - 1
     exits = raw.get("early_exit_points") or [last]
-    if not all(isinstance(e, int) for e in exits) or list(exits) != sorted({*exits}) or exits[0] < 0 or exits[-1] != last:
+    numbers = isinstance(exits, list) and all(isinstance(e, int) for e in exits)
+    if not numbers or exits != sorted({*exits}) or exits[0] < 0 or exits[-1] != last:
         raise ConfigError(f"expected ascending layer numbers up to {last}, found {exits}", file=file, key="early_exit_points")
     return tuple(exits)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.chat import read_json
-from aiflow_agents.models.family.config import RUYI, DecoderConfig, weight_files
+from aiflow_agents.models.family.config import RUYI, DecoderConfig, read_json, weight_files
 
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 OURS = ("early_exit_points", "shared_heads", "default_early_exit_point", "auto_map", "rank")  # what a plain config does not have

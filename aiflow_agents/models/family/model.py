@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.chat import Chat, chat_hash, read_json
-from aiflow_agents.models.family.config import DecoderConfig, weight_files
+from aiflow_agents.models.family.chat import Chat, chat_hash
+from aiflow_agents.models.family.config import DecoderConfig, read_json, weight_files
 from aiflow_agents.models.family.rank import Keep, cut, linears, ranks, spend
 from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Want
 
