@@ -395,11 +395,11 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """`task 'name' at file.py:12 in ask`: the innermost line of ours that waits."""
+    """`task 'name' at file.py:12 in ask`: the innermost line that waits and is not asyncio's own."""
     inner: Any = task.get_coro()
-    while (awaited := getattr(inner, "cr_await", None)) is not None and getattr(awaited, "cr_frame", None) is not None:
-        inner = awaited
     frame = getattr(inner, "cr_frame", None)
+    while (inner := getattr(inner, "cr_await", None)) is not None and (within := getattr(inner, "cr_frame", None)) is not None:
+        frame = within if within.f_globals.get("__package__") != "asyncio" else frame
     place = f" at {frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
     return f"task '{task.get_name()}'{place}"
 
