@@ -13,6 +13,7 @@ from ..errors import UnknownName, UserError
 if TYPE_CHECKING:
     from ..training.cut import Cut
     from ..wire.codecs import Codec
+    from ..wire.codecs.plain import Coding
 
 MODEL = "willow"
 CODECS = (
@@ -20,6 +21,8 @@ CODECS = (
     "outliers+ans", "klt:bits=8,rank=64+ans", "klt:bits=4+ans", "klt:step=0.25+ans", "klt:step=0.5", "klt:step=0.5+ans", "klt:step=1+ans",
     "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.6", "predict:step=1",
 )  # fmt: skip
+SHIPPED = {"predict": "predict:step=0.7", "klt": "klt:step=0.5,by=output+ans", "lower": "klt:step=0.5+ans"}  # what `calibrate` fits, by name
+VALUE, STEPS = 60.0, (1500, 1000)
 LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
 
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
@@ -83,12 +86,12 @@ def wire(
 def calibrate(
     model: Model = MODEL,
     layer: Annotated[list[int] | None, typer.Option(min=0, help="Cut at the input of this layer; repeatable. Default: where exits leave.", show_default=False)] = None,
-    codec: Annotated[str, typer.Option(help="As in klt:step=0.5+ans.")] = "predict:step=0.7",
+    codec: Annotated[str | None, typer.Option(help="As in klt:step=0.5+ans. Default: all that a family ships.", show_default=False)] = None,
     name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings; lower where it is for those.", show_default=False)] = None,
     value: Annotated[
         float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")
-    ] = 60.0,
-    steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = (1500, 1000),
+    ] = VALUE,
+    steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = STEPS,
     calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 2500,
     lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,
@@ -96,7 +99,7 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
     display: Display = "rich",
 ) -> None:
-    """Fit a codec on a model's hidden states and write it where `send` and `aiflow bench wire` find it."""
+    """Fit codecs on a model's hidden states and write them where topologies and `aiflow bench wire` find them."""
     from aiflow_agents import catalog
     from aiflow_agents.models.family.model import model_info
     from aiflow_agents.training.refine import refined
@@ -105,26 +108,35 @@ def calibrate(
 
     from .display import watcher
 
-    drawn, spec = _Drawn(skills, seed), parse(_with_boundary(codec)).text
-    if not needs_fitting(spec):
-        raise UserError(f"codec {spec} needs no fitting; name it as it is")
-    fitted_on = catalog.find("model", model).path
-    folder, weights_hash, codings = out or fitted_on / "codecs", model_info(fitted_on).weights_hash, {}
-    layers = layer or _cut(model, 0, (None,)).family.exits[:-1]
+    wanted = SHIPPED
+    if codec or name or lower:
+        chosen = codec or SHIPPED["lower" if lower else "predict"]
+        wanted = {name or ("lower" if lower else chosen.partition(":")[0]): chosen}
+    wanted = {stem: parse(_with_boundary(spec)).text for stem, spec in wanted.items()}
+    for spec in wanted.values():
+        if not needs_fitting(spec):
+            raise UserError(f"codec {spec} needs no fitting; name it as it is")
+    drawn, fitted_on = _Drawn(skills, seed), catalog.find("model", model).path
+    folder, weights_hash = out or fitted_on / "codecs", model_info(fitted_on).weights_hash
+    cuts = [_cut(model, k, None) for k in sorted(layer or _cut(model, 0, (None,)).family.exits[:-1])]
     _folder(folder)
+    lines = []
     with watcher(display) as watch:
-        for k in [max(layers)] if lower else layers:
-            cut = _cut(model, k, None)
-            watch.stage(f"{'caches below' if lower else 'states at'} layer {k}", 0)
-            samples = drawn.samples(cut, calibration, lower)
-            fitted = fit(spec, samples)
-            if spec.startswith("predict") and value and not lower:
-                fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
-            codings.update(fitted.codings)
-            spec, text = fitted.spec, fitted.text
-    file = folder / f"{name or ('lower' if lower else spec.partition(':')[0])}.safetensors"
-    files.save(Codec(spec, codings, text=text), file, weights_hash)
-    typer.echo(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
+        for stem, spec in wanted.items():
+            codings: dict[str, Coding] = {}
+            text, below = None, lower or stem == "lower"
+            for cut in [cuts[-1]] if below else cuts:
+                watch.stage(f"{stem}: {'caches below' if below else 'states at'} layer {cut.layer}", 0)
+                samples = drawn.samples(cut, calibration, below)
+                fitted = fit(spec, samples)
+                if spec.startswith("predict") and value and not below:
+                    fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
+                codings.update(fitted.codings)
+                text = fitted.text
+            file = folder / f"{stem}.safetensors"
+            files.save(Codec(spec, codings, text=text), file, weights_hash)
+            lines.append(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
+    typer.echo("\n".join(lines))
 
 
 def _folder(path: Path) -> None:

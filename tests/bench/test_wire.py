@@ -13,11 +13,14 @@ import torch
 from aiflow_agents import catalog
 from aiflow_agents.bench.wire import bench_codec, references
 from aiflow_agents.bench.wire_plot import family, wire_svg
+from aiflow_agents.cli.bench_wire import SHIPPED
 from aiflow_agents.cli.main import main
 from aiflow_agents.models.family.family import Family
+from aiflow_agents.models.family.model import model_info
 from aiflow_agents.skills.splits import stream
 from aiflow_agents.training.cut import Cut, cache_samples, sample
 from aiflow_agents.training.tokenizer import EOS, encode, prompt_ids
+from aiflow_agents.wire.calibration import shipped
 from aiflow_agents.wire.codecs import codec, fit
 from aiflow_agents.wire.payload import Hidden
 
@@ -81,6 +84,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert [row["codec"] for row in found["codecs"]] == ["predict:step=0.7,boundary=5", "int8+ans"] and found["exit"] == 3
     assert 0 < found["codecs"][0]["bits"] < found["codecs"][1]["bits"] < 9
+    assert main(["calibrate", "willow", "--steps", "1", "1", "--out", str(tmp_path / "all"), *quick]) == 0
+    assert [line.partition(": ")[0][len(str(tmp_path)) + 5 :] for line in capsys.readouterr().out.splitlines()] == [f"{name}.safetensors" for name in SHIPPED]
+    (tmp_path / "all").rename(tmp_path / "codecs")
+    weights = model_info(catalog.find("model", "willow").path).weights_hash
+    named = {one.name: (one.spaces, one.needs_tokens) for one in shipped(tmp_path, weights)}
+    assert not shipped(tmp_path, "other weights")
+    states, caches = frozenset({"hidden.1", "hidden.3"}), frozenset(f"{kind}.{i}" for kind in ("key", "value") for i in range(3))
+    assert named == {"predict": (states, True), "klt": (states, False), "lower": (caches, False)}
     picture = ElementTree.parse(plot).getroot()
     assert len(picture.findall("{*}circle")) == 2 and "http" not in plot.read_text().replace("http://www.w3.org/2000/svg", "")
     assert main(wanted) == 0
