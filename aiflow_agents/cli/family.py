@@ -101,7 +101,8 @@ def grow(
         for tier, e in tiers.items():
             note(f"{target.name}: {tier} gets exit {e}")
         if grower.resume():
-            note(f"{target.name}: resumes at {grower.state['total_tokens']:,} of {tokens:,} tokens ({grower.checkpoint})")
+            seen = f"resumes at {grower.state['total_tokens']:,} of {tokens:,} tokens"
+            note(f"{target.name}: {'already trained' if grower.state['phase'] else seen} ({grower.checkpoint})")
         try:
             grower.run(lambda at: progress(target.name, at))
             grower.export(target)
