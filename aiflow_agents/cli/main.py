@@ -62,6 +62,8 @@ def _main(args: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return _reader_gone()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _BARRED and error.filename:
+            return _say(f"{error.filename} cannot be used: {error.strerror}; name another place, or mend that one", 2)
         if not disk_is_full(error):
             raise
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
@@ -136,6 +138,7 @@ def _command() -> Any:
 
 # --- errors ---
 
+_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # a place of the user's that is no use
 _USAGE: type[Exception] = typer.BadParameter.__mro__[2]  # what every usage error of typer derives from; it has no public name
 
 

@@ -186,6 +186,8 @@ def raising(error: BaseException) -> Callable[[], None]:
         (KeyboardInterrupt(), 130, "aiflow: interrupted\n"),
         (OSError(errno.ENOSPC, "No space left on device", "logs/x"), 2, "aiflow: the disk is full while writing logs/x;"),
         (RuntimeError("sqlite: database or disk is full"), 2, "aiflow: the disk is full;"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "aiflow: /ro/x cannot be used: Read-only file system; name another place"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "aiflow: /root/x cannot be used: Permission denied"),
         (typer.Exit(1), 1, ""),
         (typer.BadParameter("no"), 2, "aiflow: Invalid value: no"),
     ],
