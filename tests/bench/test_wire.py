@@ -126,3 +126,14 @@ def test_codecs_of_a_kind_share_a_line() -> None:
         "raw, packed", "raw", "int", "int", "klt by output", "klt, packed", "predict",
     ]  # fmt: skip
     assert wire_svg([], "<none> & nothing").startswith("<svg")
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(["--codec", "kltt"], "no codec named 'kltt'; did you mean klt"), (["--out", "taken/x"], "taken/x cannot be used")])
+def test_what_is_wrong_with_a_calibration_is_said_before_any_work(
+    wrong: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("")
+    assert main(["calibrate", "willow", "--layer", "1", "--calibration", "20", "--display", "plain", *wrong]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
