@@ -106,14 +106,23 @@ def _load(name: str, inside: tuple[Path, ...]) -> list[Suite]:
     entry = catalog.find("suite", name, base=inside[-1].parent if inside else None)
     file = load_yaml(entry.path, SuiteFile)
     if entry.path in inside:
-        raise ConfigError(f"the group '{name}' holds itself", file=inside[-1], key="suites")
+        raise UserError(f"the group '{name}' holds itself")
     if file.suites:
-        return [suite for part in file.suites for suite in _load(part, (*inside, entry.path))]
+        return [suite for place in range(len(file.suites)) for suite in _part(file, place, (*inside, entry.path))]
     folder = entry.path.parent
     try:
         return [Suite(entry.name, folder, file, load_scorer(file.scorer, folder))]
     except UnknownName as error:
         raise _mistake(error, entry.path, "scorer") from None
+
+
+def _part(group: SuiteFile, place: int, inside: tuple[Path, ...]) -> list[Suite]:
+    try:
+        return _load(group.suites[place], inside)
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise _mistake(error, inside[-1], "suites", place) from None
 
 
 def _mistake(error: UserError, file: Path, *keys: int | str) -> ConfigError:

@@ -154,8 +154,11 @@ def test_groups_nest_and_may_not_hold_themselves() -> None:
     assert [suite.name for suite in load_suites("outer")] == ["one"] * 3
     put("loop", "suites: [pool]\n")
     put("pool", "suites: [loop]\n")
-    with pytest.raises(AIFlowError, match="the group 'loop' holds itself"):
+    with pytest.raises(AIFlowError, match=r"pool/eval.yaml:1: suites\[0\]: the group 'loop' holds itself"):
         load_suites("loop")
+    put("torn", "suites:\n  - one\n  - oen\n")
+    with pytest.raises(ConfigError, match=r"torn/eval.yaml:3: suites\[1\]: no suite named 'oen'; did you mean one"):
+        load_suites("torn")
 
 
 def test_topologies_with_parameters() -> None:
