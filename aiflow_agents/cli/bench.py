@@ -15,8 +15,8 @@ bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
 bench.command("family")(family)
-bench.command("rank")(rank)
-bench.command("wire")(wire)
+bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)
+bench.command("wire", short_help="Codecs on hidden states: bits, answers lost, time.")(wire)
 
 MODELS = ("oak", "tally")  # the largest that is shipped, and one of those for devices
 Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]

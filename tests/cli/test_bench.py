@@ -11,6 +11,11 @@ from aiflow_agents.bench import engine, overhead
 from aiflow_agents.cli.main import main
 
 
+def test_the_list_of_benches_is_not_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 def test_the_engine_beside_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ["bench", "engine", "tally", "--prompts", "6", "--batch", "4", "--repeats", "1", "--no-memory", "--display", "none"]
     assert main([*wanted, "--json"]) == 0
