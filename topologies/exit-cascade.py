@@ -40,7 +40,7 @@ class ExitCascade(Topology):
         super().check(team)
         weights, exits = {agent.info.weights_hash for agent in team}, {(agent.info.weights_hash, agent.exit) for agent in team}
         if len(exits) < len(team) or len(weights) > 1 and self.otherwise == "refuse":
-            raise UnmetNeed(f"topology 'exit-cascade' needs members that are different exits of one family (`exit:` in the team file); see {team}")
+            raise UnmetNeed(f"topology 'exit-cascade' needs different exits of one family (`exit:` in the team file); team '{team.name}' has others")
 
     def fit(self, trial: Trial) -> Self:
         """From what each exit says alone: going on changes no answer, but for what a lossy codec does."""

@@ -34,7 +34,7 @@ class FeatureRelay(Topology):
     def check(self, team: Team) -> None:
         super().check(team)
         if len({agent.info.weights_hash for agent in team}) > 1:
-            raise UnmetNeed(f"topology 'feature-relay' needs members of one family; see {team}")
+            raise UnmetNeed(f"topology 'feature-relay' needs members of one family; team '{team.name}' has others")
         for name in (self.encoder, self.answerer):
             if name:
                 team[name]  # raises UnknownName
