@@ -19,10 +19,10 @@ MODEL = "willow"
 CODECS = (
     "float16", "bfloat16", "bfloat16+ans", "int8", "int8+ans", "int4", "int4+ans", "int:bits=3+ans", "hadamard:bits=8+ans", "hadamard+ans",
     "outliers+ans", "klt:bits=8,rank=64+ans", "klt:bits=4+ans", "klt:step=0.25+ans", "klt:step=0.5", "klt:step=0.5+ans", "klt:step=1+ans",
-    "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.6", "predict:step=1",
+    "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.55", "predict:step=0.7", "predict:step=0.85",
+    "predict:step=1",
 )  # fmt: skip
-SHIPPED = {"predict": "predict:step=0.7", "klt": "klt:step=0.5,by=output+ans", "lower": "klt:step=0.5+ans"}  # what `calibrate` fits, by name
-VALUE, STEPS = 60.0, (1500, 1000)
+SHIPPED = {"predict": "predict:step=0.65", "klt": "klt:step=0.4,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
 LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
 
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
@@ -90,8 +90,8 @@ def calibrate(
     name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings; lower where it is for those.", show_default=False)] = None,
     value: Annotated[
         float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")
-    ] = VALUE,
-    steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = STEPS,
+    ] = 0.0,
+    steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = (600, 500),
     calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 2500,
     lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,

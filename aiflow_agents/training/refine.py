@@ -129,7 +129,7 @@ class _Model(nn.Module):
     def surprise(self, batch: Texts, cut: Cut) -> Tensor:
         """Mean square of what the prediction leaves, in steps."""
         y, ids = self._normed(batch, cut), self._ids(batch)
-        left = (y - self.predicted(ids, y + NOISE * torch.randn_like(y))) @ self.analysis.detach() * self._gain(ids).detach()
+        left = self._turned(y - self.predicted(ids, y + NOISE * torch.randn_like(y)), self.analysis.detach(), ids) * self._gain(ids).detach()
         return left[batch.present].square().mean()
 
     def price(self, batch: Texts, cut: Cut, turn: int, value: float) -> Tensor:
@@ -137,11 +137,11 @@ class _Model(nn.Module):
         y, ids = self._normed(batch, cut), self._ids(batch)
         gain, noise = self._gain(ids), torch.rand_like(y) - 0.5
         with torch.no_grad():  # what the receiver will look back on: guessed with noise for rounding, then once more with what that gives
-            expected = self.predicted(ids, y + noise / gain @ self.synthesis)
-            past = expected + _rounded((y - expected) @ self.analysis * gain) / gain @ self.synthesis
+            expected = self.predicted(ids, y + self._turned(noise / gain, self.synthesis, ids))
+            past = expected + self._turned(_rounded(self._turned(y - expected, self.analysis, ids) * gain) / gain, self.synthesis, ids)
         expected = self.predicted(ids, past)
-        wanted = (y - expected) @ self.analysis * gain
-        decoded = expected + (wanted + (_rounded(wanted) - wanted).detach()) / gain @ self.synthesis
+        wanted = self._turned(y - expected, self.analysis, ids) * gain
+        decoded = expected + self._turned((wanted + (_rounded(wanted) - wanted).detach()) / gain, self.synthesis, ids)
         bits = _laplace_bits(wanted + noise, self.log_spread[self._contexts(ids)].exp())[batch.present].mean()
         hidden = torch.where(batch.present[..., None], decoded * float(self.start.scale) + torch.from_numpy(self.start.mean), 0.0)
         with torch.no_grad():
@@ -154,6 +154,11 @@ class _Model(nn.Module):
 
     def _ids(self, batch: Texts) -> Tensor:
         return batch.ids.clamp(max=self.start.predictor.vocab)
+
+    def _turned(self, x: Tensor, bases: Tensor, ids: Tensor) -> Tensor:
+        """x [rows, positions, n] times the basis of each place's side."""
+        sides = torch.from_numpy(self.start.sides(self._contexts(ids).numpy()))[..., None]
+        return torch.stack([(x @ matrix) * (sides == k) for k, matrix in enumerate(bases)]).sum(0)
 
     def _contexts(self, ids: Tensor) -> Tensor:
         return torch.from_numpy(self.start.contexts.of(ids.numpy()))

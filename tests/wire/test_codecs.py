@@ -212,6 +212,25 @@ def test_what_is_predicted_is_not_sent(fitted: dict[str, Codec], make_sample: Ma
         one.encode(Hidden(3, sent.states))
 
 
+def test_each_side_of_the_boundary_keeps_what_matters_there(make_sample: Make) -> None:
+    """Before it the outputs mind the first half of the channels, from it on the second half."""
+    plain = make_sample(WIDTH, 600)
+    assert plain.token_ids is not None and plain.lengths is not None and plain.gradients is not None
+    seen = np.concatenate([(ids == 2).cumsum() > 0 for ids in np.split(plain.token_ids, plain.lengths.cumsum()[:-1])])
+    minded = np.where(seen[:, None] == (np.arange(WIDTH) >= WIDTH // 2), 10.0, 0.1) / plain.states.std(0)
+    sample = Sample(plain.states, (minded * np.random.default_rng(0).standard_normal(minded.shape)).astype(np.float32), plain.token_ids, plain.lengths)
+    one = fit("predict:step=0.2,boundary=2", {"hidden.3": sample})
+    assert len(one.codings["hidden.3"].analysis) == 2 and len(fit("predict", {"hidden.3": sample}).codings["hidden.3"].analysis) == 1  # type: ignore[attr-defined]
+    off, stops = np.zeros((2, 2)), plain.lengths.cumsum()
+    for start, stop in list(zip([0, *stops], stops, strict=False))[:100]:
+        found = one.decode(one.encode(Hidden(3, sample.states[start:stop], plain.token_ids[start:stop])))
+        assert isinstance(found, Hidden)
+        wrong = ((found.states - sample.states[start:stop]) / sample.states.std(0)) ** 2
+        for side in (0, 1):
+            off[side] += wrong[seen[start:stop] == side].reshape(-1, 2, WIDTH // 2).sum((0, 2))
+    assert off[0, 0] * 1.5 < off[0, 1] and off[1, 1] * 1.5 < off[1, 0]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 15) | st.integers(0, 2**32 - 1), max_size=12))
 def test_token_ids_of_any_size_come_back(make_sample: Make, ids: list[int]) -> None:

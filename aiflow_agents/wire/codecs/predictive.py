@@ -1,11 +1,12 @@
 """`predict`: send only what the receiver could not have guessed, as finely as the output minds.
 
-    y = (state - mean) / scale        symbols = round((y - expected) @ analysis * gain[context])
-    decoded y = expected + symbols / gain[context] @ synthesis
+    y = (state - mean) / scale        symbols = round((y - expected) @ analysis[side] * gain[context])
+    decoded y = expected + symbols / gain[context] @ synthesis[side]
 
 Closed-loop prediction and transform coding, as in every video codec: what is expected is made from decoded states, so errors do not add up. The basis
-is turned by the outputs' sensitivity (see `klt`), the gain spends more where a token's state matters more (reverse water-filling), and the spread of
-each symbol is known from its context. The token ids must be known to both sides; where they are not, they travel in the same frame and are counted.
+is turned by the outputs' sensitivity (see `klt`): one before the boundary, one from it on, where states tell the next token beside being looked at.
+The gain spends more where a token's state matters more (reverse water-filling), and the spread of each symbol is known from its context.
+The token ids must be known to both sides; where they are not, they travel in the same frame and are counted.
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ class Predict:
         mean, scale = sample.states.mean(0), np.float32(max(sample.states.std(), 1e-12))
         y = (y - mean) / scale
         predictor = fit_predictor(y, ids, present, vocab).rounded()
-        analysis, synthesis, variance = basis(covariance(left_by(predictor, y, ids)[present]), sensitivity(gradients))
-        step = np.float32(max(self.step * np.sqrt(variance.mean()), 1e-12))
-        gain = gains(gradients, context(ids, vocab, boundary)[present], 2 * (vocab + 1))
-        draft = Predictive(mean, scale, predictor, analysis / step, synthesis * step, gain, Contexts.none(vocab, boundary, len(variance)))
-        return draft.counted(y, ids, present)
+        left, contexts = left_by(predictor, y, ids)[present], context(ids, vocab, boundary)[present]
+        sides = [contexts <= vocab, contexts > vocab]
+        if not all(side.sum() > 2 * len(mean) and gradients[side].any() for side in sides):
+            sides = [np.ones(len(left), bool)]
+        analysis, synthesis, variance = zip(*(basis(covariance(left[side]), sensitivity(gradients[side])) for side in sides), strict=True)
+        spread = np.sqrt(sum(side.mean() * each.mean() for side, each in zip(sides, variance, strict=True)))
+        step = np.float32(max(self.step * spread, 1e-12))
+        gain = gains(gradients, contexts, 2 * (vocab + 1))
+        nothing = Contexts.none(vocab, boundary, len(mean))
+        both = np.stack([one / step for one in analysis]), np.stack([one * step for one in synthesis])
+        return Predictive(mean, scale, predictor, *both, gain, nothing).counted(y, ids, present)
 
 
 NONE = (1 << 31) - 1  # no token
@@ -61,8 +68,8 @@ class Predictive:
     mean: Floats  # [width]
     scale: np.float32
     predictor: Predictor
-    analysis: Floats  # [width, columns]
-    synthesis: Floats  # [columns, width]
+    analysis: Floats  # [sides, width, columns]; sides: before the boundary and from it on, or one for both
+    synthesis: Floats  # [sides, columns, width]
     gain: Floats  # [contexts]
     contexts: Contexts
 
@@ -95,6 +102,10 @@ class Predictive:
         fitted = Contexts.fit(symbols[present], walk.contexts[present], self.contexts.vocab, self.contexts.boundary)
         return replace(self, contexts=fitted)
 
+    def sides(self, contexts: Ints) -> Ints:
+        """Which basis each context takes, of the same shape."""
+        return np.minimum(contexts // (self.contexts.vocab + 1), len(self.analysis) - 1)
+
     def _walk(self, positions: int, known: Known) -> Walk:
         if known.token_ids is None or len(known.token_ids) != positions:
             raise CodecError("this codec predicts states from their token ids; give them to both sides, or send them along")
@@ -104,17 +115,19 @@ class Predictive:
     def restore(cls, stored: Stored) -> Predictive:
         predictor = Predictor.restore(stored)
         width, contexts = predictor.width, 2 * (predictor.vocab + 1)
-        analysis, gain = stored.take("analysis", "float32", width, None), stored.take("gain", "float32", contexts)
+        analysis, gain = stored.take("analysis", "float32", None, width, None), stored.take("gain", "float32", contexts)
         scale = stored.take("scale", "float32", 1)
         if not (gain > 0).all() or not scale[0] > 0:
             raise stored.error("gain", "must be positive, and so must 'scale'")
-        columns = analysis.shape[1]
+        sides, _, columns = analysis.shape
+        if sides not in (1, 2):
+            raise stored.error("analysis", f"has {sides} sides, expected 1 or 2")
         return cls(
             stored.take("mean", "float32", width),
             scale[0],
             predictor,
             analysis,
-            stored.take("synthesis", "float32", columns, width),
+            stored.take("synthesis", "float32", sides, columns, width),
             gain,
             Contexts.restore(stored, predictor.vocab, columns),
         )
@@ -136,12 +149,13 @@ class Walk:
             for state in before.states:
                 self.past.add(((state - coding.mean) / coding.scale)[None])
         self.contexts = coding.contexts.of(ids)[:, first:]
+        self._sides = coding.sides(self.contexts)
         self._of_tokens, self._at = coding.predictor.of_tokens(ids)[:, first:], 0
 
     def send(self, y: Floats) -> NDArray[np.int64]:
         """The symbols [rows, columns] for normed states y [rows, width] of the next position."""
         expected, gain = self._expected()
-        wanted = (y - expected) @ self.coding.analysis * gain
+        wanted = self._turned(y - expected, self.coding.analysis) * gain
         symbols = np.clip(np.sign(wanted) * np.floor(np.abs(wanted) + (0.5 - DEAD)), -(1 << 15), (1 << 15) - 1).astype(np.int64)
         self._step(expected, symbols, gain)
         return symbols
@@ -151,13 +165,20 @@ class Walk:
         expected, gain = self._expected()
         return self._step(expected, symbols, gain)
 
+    def _turned(self, x: Floats, bases: Floats) -> Floats:
+        """x [rows, n] times the basis [n, m] of each row's side."""
+        side, found = self._sides[:, self._at], np.empty((len(x), bases.shape[2]), np.float32)
+        for k, matrix in enumerate(bases):
+            found[side == k] = x[side == k] @ matrix
+        return found
+
     def _expected(self) -> tuple[Floats, Floats]:
         """And the gain of the place, [rows, 1]."""
         expected = self.coding.predictor.predict(self._of_tokens[:, self._at], self.past)
         return expected, self.coding.gain[self.contexts[:, self._at], None]
 
     def _step(self, expected: Floats, symbols: NDArray[np.int64], gain: Floats) -> Floats:
-        decoded = np.asarray(expected + (symbols.astype(np.float32) / gain) @ self.coding.synthesis, np.float32)
+        decoded = np.asarray(expected + self._turned(symbols.astype(np.float32) / gain, self.coding.synthesis), np.float32)
         self.past.add(decoded)
         self._at += 1
         return decoded
