@@ -22,6 +22,7 @@ from aiflow_agents.wire.message import Message, standing_at
 
 class ExitCascade(Topology):
     """`thresholds`: how sure (calibrated) each exit but the last must be. None: the fewest FLOPs that keep `keep` of the last's accuracy on dev.
+    `agreeing`: the same where it says what the exit before it said, which comes along with hidden states.
 
     `send`: hidden states, coded by `codec` (None: what the family ships for them, or float16), or the question's text, as any cascade would. `lower`
     sends keys and values of the lower layers along; else the tokens go with the states, and a receiver that differs from the draft reads them again.
@@ -29,6 +30,7 @@ class ExitCascade(Topology):
     """
 
     thresholds: tuple[float, ...] | None = None
+    agreeing: tuple[float, ...] | None = None
     keep: Annotated[float, Field(ge=0, le=1)] = 0.99
     send: Literal["hidden", "text"] = "hidden"
     codec: str | None = None
@@ -50,22 +52,26 @@ class ExitCascade(Topology):
         marks = np.array([trial.marks[agent.name] for agent in exits])  # [exits, questions]
         sure = np.array([[p or 0.0 for p in trial.confidence[agent.name]] for agent in exits[:-1]])
         flops = np.array([trial.flops[agent.name] for agent in exits])
-        if self.send == "hidden":  # the layers below were run before
-            flops[1:] *= [1 - (a.exit or 0) / b.info.shape.layers for a, b in pairwise(exits)]
-        return self.model_copy(update={"thresholds": cheapest(marks, sure, flops, self.keep)})
+        agrees = np.zeros(sure.shape, bool)
+        if self.send == "hidden":
+            flops[1:] *= [1 - (a.exit or 0) / b.info.shape.layers for a, b in pairwise(exits)]  # the layers below were run before
+            said = np.array([trial.answers[agent.name] for agent in exits[:-1]], dtype=object)
+            agrees[1:] = said[1:] == said[:-1]
+        thresholds, agreeing = cheapest(marks, sure, flops, self.keep, agrees)
+        return self.model_copy(update={"thresholds": thresholds, "agreeing": agreeing})
 
     async def run(self, task: Task, team: Team) -> Message:
         exits = by_depth(team)
         said: Message | None = None
         for i, agent in enumerate(exits):
-            last = i == len(exits) - 1
-            want = None if last or self.send == "text" or agent.exit is None else Want(agent.exit, self.codec or agent.codec(agent.exit), self.lower)
-            before = said.as_("hidden") if said is not None and self.send == "hidden" else None
+            want = None if agent is exits[-1] or self.send == "text" or agent.exit is None else Want(agent.exit, self.codec or agent.codec(agent.exit), self.lower)
+            before = await said.as_("hidden").to(agent.node) if said is not None and self.send == "hidden" else None
             said = await agent.ask(task.question, want=want, resume=before, otherwise=self.otherwise)
             with standing_at(agent.node):  # the one who answered decides, where it is
-                sure = said.confidence or 0.0
-            if last or sure >= (self.thresholds or (0.8,) * len(exits))[i]:
-                return said
+                agrees = before is not None and before.answer == said.answer
+                thresholds = (self.agreeing if agrees else None) or self.thresholds or (0.8,) * len(exits)
+                if agent is exits[-1] or (said.confidence or 0.0) >= thresholds[i]:
+                    return said
         raise AssertionError("a team has a last member")
 
 

@@ -32,6 +32,7 @@ class DevTrial:
         single = {agent.name: load_topology("single", {"member": agent.name}) for agent in team}
         results = execute([Job(name, topology, task, team) for name, topology in single.items() for task in tasks])
         by_member = {name: results[i * len(tasks) : (i + 1) * len(tasks)] for i, name in enumerate(single)}
+        self.answers = {name: [r.answer for r in rs] for name, rs in by_member.items()}
         self.marks = {name: [self.score(r) for r in rs] for name, rs in by_member.items()}
         self.correct = {name: [mark >= 1.0 for mark in marks] for name, marks in self.marks.items()}
         self.scores = {name: float(np.mean(marks)) for name, marks in self.marks.items()}
@@ -75,6 +76,7 @@ class DevTrial:
         part = copy(self)
         part.__dict__.pop("best_member", None)
         part.tasks, part.questions = [self.tasks[i] for i in places], [self.questions[i] for i in places]
+        part.answers = {name: [said[i] for i in places] for name, said in self.answers.items()}
         part.correct = {name: [right[i] for i in places] for name, right in self.correct.items()}
         part.confidence = {name: [sure[i] for i in places] for name, sure in self.confidence.items()}
         part.scores = {name: float(np.mean([self.marks[name][i] for i in places])) for name in self.marks}

@@ -44,6 +44,7 @@ class Trial(Protocol):
     questions: list[str]
     marks: dict[str, list[float]]  # member -> 0 to 1, question by question
     correct: dict[str, list[bool]]  # the same: right or wrong
+    answers: dict[str, list[str | None]]  # None where the member failed
     confidence: dict[str, list[float | None]]  # calibrated; None without log-probabilities, or where the member failed
     flops: dict[str, float]  # member -> mean per question
 

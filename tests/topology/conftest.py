@@ -17,6 +17,7 @@ class Trial:
     marks: dict[str, list[float]] = field(default_factory=dict)
     correct: dict[str, list[bool]] = field(default_factory=dict)
     questions: list[str] = field(default_factory=list)
+    answers: dict[str, list[str | None]] = field(default_factory=dict)
     confidence: dict[str, list[float | None]] = field(default_factory=dict)
     flops: dict[str, float] = field(default_factory=dict)
     judge: Callable[[Any], tuple[float, float]] = lambda topology: (0.5, 1.0)

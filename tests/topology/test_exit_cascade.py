@@ -37,7 +37,8 @@ def test_it_learns_the_cheapest_thresholds_that_keep_enough(stage: Any, trial: A
     right = {"leaf": draw.random(400) < 0.6, "bough": draw.random(400) < 0.8, "trunk": np.ones(400, bool)}
     confidence = {name: np.where(marks, 0.9, 0.2).tolist() for name, marks in right.items()}
     facts = {"marks": {n: m.astype(float).tolist() for n, m in right.items()}, "confidence": confidence, "flops": {"leaf": 2.0, "bough": 4.0, "trunk": 8.0}}
-    asked = {"questions": ["?"] * 400, "correct": {n: m.tolist() for n, m in right.items()}, **facts}
+    said = {n: [["wrong " + n, "yes"][int(mark)] for mark in m] for n, m in right.items()}
+    asked = {"questions": ["?"] * 400, "answers": said, "correct": {n: m.tolist() for n, m in right.items()}, **facts}
     fitted = load_topology("exit-cascade").fit(trial(team, **asked))
     for threshold in fitted.thresholds:
         assert 0.2 < threshold <= 0.9
