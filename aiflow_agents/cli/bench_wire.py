@@ -40,7 +40,7 @@ def wire(
         list[str] | None, typer.Option(help="A codec as in klt:step=0.5+ans, or a file of one that was fitted; repeatable. Default: all kinds, and those in the model's codecs/.", show_default=False)
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="How many test questions travel.")] = 1000,
-    calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = 2500,
+    calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = 4000,
     skills: Skills = None,
     lower: Annotated[bool, typer.Option("--lower", help="Keys and values of the layers below instead, which a receiver needs to speak on.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the trade as a picture, an SVG.", show_default=False)] = None,
@@ -92,7 +92,7 @@ def calibrate(
         float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")
     ] = 0.0,
     steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = (600, 500),
-    calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 2500,
+    calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 4000,
     lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,
     out: Annotated[Path | None, typer.Option(help="The folder for it. Default: codecs/ of the model.", show_default=False)] = None,

@@ -21,6 +21,7 @@ from aiflow_agents.training.tokenizer import PAD
 from aiflow_agents.wire.codecs import Sample
 
 ROWS = 64  # texts in a batch
+NOISE = 0.3  # of the states' deviation, where gradients are taken: a sure model minds no small error, and what a codec leaves is not small
 
 
 class Cut(NamedTuple):
@@ -57,13 +58,14 @@ def texts(questions: Sequence[Question], rows: int = ROWS) -> Iterator[Texts]:
         yield Texts(ids, ids != PAD, targets >= 0, targets)
 
 
-def sample(cut: Cut, questions: Sequence[Question], seed: int = 0) -> Sample:
-    """States of these texts at the cut, and gradients of what the model says about their answers."""
+def sample(cut: Cut, questions: Sequence[Question], seed: int = 0, noise: float = NOISE) -> Sample:
+    """States of these texts at the cut, and gradients of what the model says about their answers, taken where some noise leaves the states."""
     generator, parts = torch.Generator().manual_seed(seed), []
     for turn, batch in enumerate(texts(questions)):
-        states = cut.below(batch.ids).requires_grad_(True)
-        gradients = _gradients(cut.above(states, turn), states, batch.answers, generator)
-        parts.append((states.detach()[batch.present], gradients[batch.present], batch.ids[batch.present], batch.present.sum(1)))
+        states = cut.below(batch.ids)
+        near = (states + noise * states[batch.present].std() * torch.randn(states.shape, generator=generator)).requires_grad_(True)
+        gradients = _gradients(cut.above(near, turn), near, batch.answers, generator)
+        parts.append((states[batch.present], gradients[batch.present], batch.ids[batch.present], batch.present.sum(1)))
     states, gradients, ids, lengths = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return Sample(states, gradients, ids, lengths)
 
