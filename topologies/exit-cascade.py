@@ -64,7 +64,8 @@ class ExitCascade(Topology):
         exits = by_depth(team)
         said: Message | None = None
         for i, agent in enumerate(exits):
-            want = None if agent is exits[-1] or self.send == "text" or agent.exit is None else Want(agent.exit, self.codec or agent.codec(agent.exit), self.lower)
+            keeps = self.send == "hidden" and agent is not exits[-1] and agent.exit is not None
+            want = Want(agent.exit or 0, self.codec or agent.codec(agent.exit or 0), self.lower) if keeps else None
             before = await said.as_("hidden").to(agent.node) if said is not None and self.send == "hidden" else None
             said = await agent.ask(task.question, want=want, resume=before, otherwise=self.otherwise)
             with standing_at(agent.node):  # the one who answered decides, where it is
@@ -75,6 +76,5 @@ class ExitCascade(Topology):
         raise AssertionError("a team has a last member")
 
 
-def by_depth(team: Iterable[Agent]) -> list[Agent]:
-    """The whole model comes last."""
+def by_depth(team: Iterable[Agent]) -> list[Agent]:  # the whole model comes last
     return sorted(team, key=lambda agent: (agent.exit is None, agent.exit or 0))

@@ -22,7 +22,7 @@ CODECS = (
     "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.55", "predict:step=0.7", "predict:step=0.85",
     "predict:step=1",
 )  # fmt: skip
-SHIPPED = {"predict": "predict:step=0.65", "klt": "klt:step=0.4,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
+SHIPPED = {"predict": "predict:step=0.65", "klt": "klt:step=0.25,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
 LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
 
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
