@@ -44,6 +44,18 @@ class Want(NamedTuple):
     placebo: str = ""
 
 
+class Top(NamedTuple):
+    """Speak on only where sure: stop before the first token that is not likelier than `gate`, and give the `k` likeliest next tokens at that place.
+
+    They come as a frame of log-probabilities, coded by `codec`. Gate 1 stops at once. As a `placebo` (uniform, noise) they say nothing.
+    """
+
+    k: int
+    gate: float = 1.0
+    codec: str = "float16"
+    placebo: str = ""
+
+
 class Parcel(NamedTuple):
     """A coded payload as those know it who do not hold it: which one it is, what it weighs, and what it goes on from. The bytes stay with the hosts.
 
@@ -64,7 +76,8 @@ class Request:
 
     `exit` chooses a family's branch (None: the whole model), `keep` the share of a decomposed model's parameters (None: as it was loaded). With
     `parcel` the model goes on from another one's hidden state, greedily: it checks the draft that came with it in one pass, keeps what it would have
-    said too, and speaks on from there; `messages` are then not read.
+    said too, and speaks on from there; `messages` are then not read. `begin` are tokens of the answer that are there already: the model reads them
+    behind the prompt and goes on; `max_tokens` counts them too.
     """
 
     messages: tuple[Turn, ...]
@@ -76,6 +89,8 @@ class Request:
     keep: float | None = None
     want: Want | None = None
     parcel: Parcel | None = None
+    begin: tuple[int, ...] = ()
+    top: Top | None = None
 
 
 class Pass(NamedTuple):
@@ -94,6 +109,8 @@ class Reply:
     `logprobs[i]` is the natural log-probability of `token_ids[i]` under the model at temperature 1, the end-of-sequence
     token included when the model ended by itself. `tokens_in` counts the prompt, `tokens_out` what was generated.
     `work` is what was run where that is not the prompt once and then a token at a time; `parcel` is what `Request.want` asked for.
+    `next` is the frame that `Request.top` asked for, None where the answer ended before. It comes along and does not stay with the host: who asked
+    reads it, and a parcel would be as long. `text` has the tokens of `Request.begin` in it, which `token_ids`, `logprobs` and both counts leave out.
     """
 
     text: str
@@ -101,9 +118,10 @@ class Reply:
     logprobs: tuple[float, ...] | None
     tokens_in: int
     tokens_out: int
-    finish: str = "stop"  # "stop" | "length"
+    finish: str = "stop"  # "stop" | "length" | "unsure"
     work: tuple[Pass, ...] | None = None
     parcel: Parcel | None = None
+    next: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

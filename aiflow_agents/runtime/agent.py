@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Literal
 
 from aiflow_agents.errors import MemberFailed, UnmetNeed
-from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Request, Sampling, Shape, Turn, Want
+from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
-from aiflow_agents.wire.message import Message
+from aiflow_agents.wire.message import Cargo, Draft, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,8 @@ class Agent:
         resume: Message | None = None,
         otherwise: Literal["text", "refuse"] = "refuse",
         max_tokens: int | None = None,
+        begin: Message | None = None,
+        top: Top | None = None,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
@@ -94,6 +96,9 @@ class Agent:
         `message.as_("hidden")`; with `max_tokens` 0 that is all that is done: the layers below run, and nothing is said. From such a message, of a
         member of the same family, `resume` goes on instead of reading the question: greedily, and the question itself does not travel. Whether both
         mean the same by a state is settled by a handshake, once a session; where they do not, `otherwise` says whether the question is read as text.
+
+        `top` asks for a draft: the answer up to where this agent is not sure, and what it holds likely there. `begin`, a draft as "tokens" of a
+        member with the same tokenizer, is what the answer begins with.
 
         Raises MemberFailed when the model refuses the call, UnmetNeed for a message without hidden states, SpacesDiffer for those of another model.
         """
@@ -106,10 +111,13 @@ class Agent:
                 await scene.bring((resume,), self.node)
                 request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
             else:
-                await scene.bring((asked, *heard), self.node)
+                drafted = self._begun(begin, top, want)
+                await scene.bring((asked, *heard, *([begin] if begin is not None and drafted.token_ids else [])), self.node)
                 request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
                 if want is not None or max_tokens is not None:
                     request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
+                if begin is not None or top is not None:
+                    request = replace(request, begin=drafted.token_ids, top=top)
             start_s = loop.time()
             reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
             if isinstance(reply, CallError):
@@ -118,12 +126,22 @@ class Agent:
         if resume is not None and parcel is not None:
             heard = (resume,)
         confidence = None if not reply.logprobs else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
-        id, parents = scene.next_id(self.name), tuple([message.id for message in heard])
+        cargo: Cargo | None = reply.parcel
+        if begin is not None or top is not None:
+            cargo, confidence = self._drafted(request, reply, drafted if begin is not None else None)
+        id, parents = scene.next_id(self.name), tuple([message.id for message in (heard if begin is None else (*heard, begin))])
         if reply.parcel is not None:
             scene.hellos[id] = self.hello
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
-        return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence, reply.parcel)
+        return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence, cargo)
+
+    def _drafted(self, request: Request, reply: Reply, begin: Draft | None) -> tuple[Draft, float | None]:
+        """The draft that a reply is, with the confidence in all of it: None where it began with what another one said, or with nothing."""
+        before, token_ids = 0.0 if begin is None else begin.logprob, request.begin + reply.token_ids
+        logprob = None if before is None or reply.logprobs is None else before + math.fsum(reply.logprobs)
+        draft = Draft(token_ids, logprob, reply.next or b"", request.top.codec if request.top else "float16")
+        return draft, None if logprob is None or not token_ids else _as_sent(self.calibration(math.exp(logprob)))
 
     async def _understood(self, message: Message, otherwise: Literal["text", "refuse"]) -> Parcel | None:
         """The hidden states of a message, if they mean the same to this agent's model; None where text shall do instead."""
@@ -138,6 +156,14 @@ class Agent:
         if otherwise == "text":
             return None
         raise SpacesDiffer(f"{self.name} cannot go on from hidden states of {message.author}: {'; '.join(found.reasons)}; send text instead")
+
+    def _begun(self, begin: Message | None, top: Top | None, want: Want | None) -> Draft:
+        """The draft that an answer begins with, an empty one where there is none."""
+        if want is not None and (begin is not None or top is not None):
+            raise UnmetNeed(f"{self.name} cannot keep hidden states of a draft: ask for one or the other")
+        if begin is not None and begin.form != "tokens":
+            raise UnmetNeed(f"{self.name} cannot go on from message {begin.id}, which brings no tokens: as_('tokens') sends them")
+        return Draft() if begin is None else begin._draft("tokens")
 
     def _request(self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int) -> Request:
         turns = [Turn("system", self.prompt)] if self.prompt else []

@@ -29,6 +29,8 @@ def digest(key: Key) -> bytes:
     said: list[object] = [model, request.messages, request.max_tokens, request.sampling, request.stop, request.seed]
     if request.exit is not None or request.want or request.parcel:
         said += [request.exit, request.want, request.parcel and [request.parcel.digest, request.parcel.draft]]
+    if request.begin or request.top:
+        said.append({"begin": request.begin, "top": request.top})
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 
@@ -102,16 +104,19 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def _row(reply: Reply) -> str:
-    row = [reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish]
-    return json.dumps(row + [reply.work, reply.parcel] if reply.work or reply.parcel else row)
+    row: list[object] = [reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish]
+    if reply.work is not None or reply.parcel or reply.next is not None:
+        row += [reply.work, reply.parcel]
+    return json.dumps(row if reply.next is None else [*row, reply.next.hex()])
 
 
 def _reply(row: str) -> Reply:
     text, token_ids, logprobs, tokens_in, tokens_out, finish, *more = json.loads(row)
-    work, parcel = more or (None, None)
+    work, parcel, coded = (*more, None, None, None)[:3]
     if work is not None:
         work = tuple(Pass(*run) for run in work)
     if parcel is not None:
         digest, nbytes, weights_hash, want, prompt, draft = parcel
         parcel = Parcel(digest, nbytes, weights_hash, Want(*want), prompt, tuple(draft))
-    return Reply(text, tuple(token_ids), None if logprobs is None else tuple(logprobs), tokens_in, tokens_out, finish, work, parcel)
+    logprobs = None if logprobs is None else tuple(logprobs)
+    return Reply(text, tuple(token_ids), logprobs, tokens_in, tokens_out, finish, work, parcel, coded and bytes.fromhex(coded))

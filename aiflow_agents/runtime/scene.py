@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from aiflow_agents.models.protocol import Reply, Request, Shape
+from aiflow_agents.models.protocol import Pass, Reply, Request, Shape
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
 from aiflow_agents.net.fabric import Fabric
@@ -28,7 +28,7 @@ class Scene:
 
     __slots__ = (
         "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "hellos",
-        "_moves", "_questions", "_prefilled", "_made", "_working", "_over", "_session",
+        "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +42,7 @@ class Scene:
         self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
         self._questions: dict[str, Message] = {}
         self._prefilled: set[tuple[object, ...]] = set()
+        self._drafts: dict[tuple[object, ...], list[tuple[int, ...]]] = {}  # by prompt, the answers whose keys and values a member still has
         self._made = 0
         self._working = 0
         self._over: asyncio.Future[None] | None = None
@@ -98,7 +99,7 @@ class Scene:
     def _move(self, message: Message, node: str) -> _Move:
         """The transfer, perhaps long done, that brings this message to `node`. Where all of its text has come, its answer has come too."""
         moves, freight = self._moves, message._freight
-        move = moves.get((message.id, node, message._text)) if message.form != "hidden" else None
+        move = None if message._loaded else moves.get((message.id, node, message._text))
         move = move or moves.get((message.id, node, freight))
         if move is None:
             moves.setdefault((message.id, message.node, freight), _HERE_ALL_THE_WHILE)
@@ -133,13 +134,16 @@ class Scene:
     async def compute(self, member: str, node: str, shape: Shape, request: Request, reply: Reply) -> Usage:
         """Let the simulated node spend what this reply takes: wait for a slot, hold it, book it. Gives the call's own usage.
 
-        A prompt that this member has already read for this task is not read again: further samples share its cache. What is cancelled is billed by
-        the share of its time that it ran; what never began is not billed at all.
+        A prompt that this member has already read for this task is not read again: further samples share its cache. So do the tokens that an answer
+        begins with. What is cancelled is billed by the share of its time that it ran; what never began is not billed at all.
         """
+        if reply.work == ():  # the answer had ended already
+            return Usage()
         read = (member, request.messages, request.parcel)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
-        work = _Work.of(shape, reply, fresh)
+        drafted = bool(request.begin or request.top)
+        work = self._going_on(read, fresh, request.begin, shape, reply) if drafted else _Work.of(shape, reply, fresh)
         tokens_in, prefill_flops, decode_flops = work.tokens_in, work.prefill_flops, work.decode_flops
         cost = price_call(
             self.network.node(node),
@@ -160,7 +164,24 @@ class Scene:
                 self.ledger.book_call(member, flops * share, tokens_in, round(reply.tokens_out * share), cost.energy_j * share)
 
         await self.fabric.occupy(node, seconds, book=book)
+        if drafted:
+            self._drafts.setdefault(read, []).append(request.begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1]))
         return Usage(flops, tokens_in, reply.tokens_out, 1, 0, asyncio.get_running_loop().time() - start_s, cost.energy_j)
+
+
+    def _going_on(self, read: tuple[object, ...], fresh: bool, begin: tuple[int, ...], shape: Shape, reply: Reply) -> _Work:
+        """What it takes to read what this member has not read of prompt and answer, and to speak on, a token at a time."""
+        known = max((_common(begin, draft) for draft in self._drafts.get(read, ())), default=0)
+        context = 0 if fresh else reply.tokens_in + min(known, len(begin) - 1)  # the last one's output is not kept
+        new = reply.tokens_in + len(begin) - context
+        steps = reply.tokens_out - (reply.finish != "unsure")  # who is unsure has read its own last token to find that out
+        decode_flops = sum(shape.pass_flops(Pass(1.0, 1, context + new + t, 1)) for t in range(steps))
+        return _Work(new, shape.pass_flops(Pass(1.0, new, context, 1)), None, decode_flops, steps)
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class _Work(NamedTuple):

@@ -19,7 +19,7 @@ import msgpack
 
 from aiflow_agents.errors import AIFlowError
 
-TEXT, HIDDEN, LOGITS, KV, HELLO = 1, 2, 3, 4, 5
+TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS = 1, 2, 3, 4, 5, 6
 _START = struct.Struct("<BH")
 _SEAL = struct.Struct("<I")
 
@@ -65,6 +65,23 @@ def decode_text(frame: bytes) -> TextFrame:
     if not (confidence is None or isinstance(confidence, float) and 0 <= confidence <= 1):
         raise FrameError("damaged header: confidence out of range")
     return TextFrame(message_id, author, text, confidence)
+
+
+def encode_tokens(token_ids: Sequence[int]) -> bytes:
+    """Encode token ids, for a receiver who has the same tokenizer: text would be cut into tokens anew, and perhaps otherwise."""
+    return seal(TOKENS, [], msgpack.packb(list(token_ids)))
+
+
+def decode_tokens(frame: bytes) -> tuple[int, ...]:
+    """Decode token ids. Raises FrameError for anything else, whatever the bytes."""
+    sealed = unseal(frame)
+    try:
+        found = msgpack.unpackb(sealed.body, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise FrameError(f"damaged tokens: {error}") from None
+    if sealed.kind != TOKENS or sealed.header or not isinstance(found, list) or not all(type(token) is int and token >= 0 for token in found):
+        raise FrameError("not a frame of tokens")
+    return tuple(found)
 
 
 class Sealed(NamedTuple):

@@ -10,12 +10,16 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from aiflow_agents.errors import NotHere, UserError
-from aiflow_agents.wire.frame import encode_text
+from aiflow_agents.wire.frame import encode_text, encode_tokens
 
-Form = Literal["text", "answer", "hidden"]
+if TYPE_CHECKING:
+    from aiflow_agents.wire.payload import Logits
+
+Form = Literal["text", "answer", "hidden", "tokens", "logits"]
 HERE: ContextVar[str | None] = ContextVar("aiflow_here", default=None)  # the node on which this code runs; None outside of any run
 Mover = Callable[[Iterable["Message"], str], Awaitable[None]]
 MOVER: ContextVar[Mover | None] = ContextVar("aiflow_mover", default=None)  # how messages travel in the current world
@@ -65,12 +69,34 @@ class Cargo(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """An answer that may not be finished: its tokens so far, and the frame of what may come next (empty where nothing may, or nobody asked).
+
+    `logprob` is the log-probability of the tokens so far, None for those who were only told them. `codec` is that of the frame.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprob: float | None = None
+    coded: bytes = b""
+    codec: str = "float16"
+
+    @property
+    def digest(self) -> str:
+        return blake2b(encode_tokens(self.token_ids) + self.coded, digest_size=16).hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        return len(encode_tokens(self.token_ids) if self.token_ids else b"") + len(self.coded)
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A frozen utterance: who said what, where, having heard which others.
 
     `confidence` is the probability its author gives to being right: the product of the answer's token probabilities, calibrated where the team
-    is; None without log-probabilities. `form` says what of it travels: the whole text, the extracted answer alone, or the text with the hidden states
-    from which a member of the same family goes on (`Agent.ask(..., want=...)` keeps them).
+    is; None without log-probabilities. `form` says what of it travels: the whole text, the extracted answer alone, the text with the hidden states
+    from which a member of the same family goes on (`Agent.ask(..., want=...)` keeps them), or of a draft (`Agent.ask(..., top=...)`) its tokens
+    or what may come next, without the text.
     """
 
     id: str
@@ -87,12 +113,17 @@ class Message:
     @property
     def _freight(self) -> str:
         """A name for all that travels: the same for two messages of one id only if the same travels."""
-        return f"{self._text} {self._cargo.digest}" if self.form == "hidden" and self._cargo else self._said
+        return f"{self.form} {self._text} {self._cargo.digest}" if self._loaded and self._cargo else self._said
+
+    @property
+    def _loaded(self) -> bool:
+        """Whether more than text travels."""
+        return self.form in ("hidden", "tokens", "logits")
 
     @property
     def _said(self) -> str:
         """What of the text travels, for those who have seen to it that it is here."""
-        return self._answer if self.form == "answer" else self._text
+        return self._answer if self.form == "answer" else "" if self.form in ("tokens", "logits") else self._text
 
     def _here(self) -> None:
         here = HERE.get()
@@ -115,21 +146,49 @@ class Message:
         return self._confidence
 
     @property
+    def logits(self) -> Logits | None:
+        """The likeliest next tokens of a draft, as decoded; None where its author had no more to say. Raises UserError for other messages."""
+        self._here()
+        draft = self._draft("logits")
+        if not draft.coded:
+            return None
+        from aiflow_agents.wire.codecs import codec
+
+        found: Logits = codec(draft.codec).decode(draft.coded)  # type: ignore[assignment]
+        return found
+
+    def then(self, token: int, logprob: float) -> Message:
+        """This draft with one token more, for its author to go on from."""
+        self._here()
+        draft = self._draft("tokens")
+        total = None if draft.logprob is None else draft.logprob + logprob
+        return replace(self, form="tokens", _cargo=Draft((*draft.token_ids, token), total))
+
+    def _draft(self, form: Form) -> Draft:
+        if not isinstance(self._cargo, Draft):
+            raise UserError(f"message {self.id} of {self.author} has no {form}: ask with top=Top(k)")
+        return self._cargo
+
+    @property
     def size(self) -> int:
         """Bytes of this message on a wire, in its present form."""
-        return len(self.encode()) + (self._cargo.nbytes if self.form == "hidden" and self._cargo else 0)
+        return len(self.encode()) + (self._cargo.nbytes if self._loaded and self._cargo else 0)
 
     def encode(self) -> bytes:
-        """The text frame that travels; hidden states are a frame of their own behind it."""
+        """The text frame that travels; hidden states, tokens or logits are a frame of their own behind it."""
         return encode_text(self.id, self.author, self._said, self._confidence)
 
     def as_(self, form: Form) -> Message:
         """The same message, of which only this form travels from here on. Free: nothing moves.
 
-        Raises UserError for `hidden` where its author was not asked to keep any.
+        Raises UserError for `hidden`, `tokens` or `logits` where its author was not asked to keep any.
         """
-        if form == "hidden" and self._cargo is None:
+        if form == "hidden" and (self._cargo is None or isinstance(self._cargo, Draft)):
             raise UserError(f"message {self.id} of {self.author} has no hidden states: ask with want=Want(layer)")
+        if form == "tokens":
+            return replace(self, form=form, _cargo=Draft(self._draft(form).token_ids))
+        if form == "logits":
+            return replace(self, form=form, _cargo=replace(self._draft(form), token_ids=(), logprob=None))
         return replace(self, form=form)
 
     async def to(self, node: str) -> Message:
@@ -148,4 +207,4 @@ async def bring(messages: Sequence[Message], node: str) -> list[Message]:
             raise NotHere(f"message {messages[0].id} cannot travel to {node}: no network outside of a run")
         await mover(messages, node)
     # what stayed behind cannot be read there, in no form
-    return [m if m.node == node else replace(m, node=node, _text=m._said, _cargo=m._cargo if m.form == "hidden" else None) for m in messages]
+    return [m if m.node == node else replace(m, node=node, _text=m._said, _cargo=m._cargo if m._loaded else None) for m in messages]

@@ -8,21 +8,23 @@ its folder.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.family.resume import Start
 from aiflow_agents.models.family.session import LowerCache
-from aiflow_agents.models.protocol import Parcel, Want
+from aiflow_agents.models.protocol import Parcel, Top, Want
 from aiflow_agents.wire.calibration import Shipped, load
 from aiflow_agents.wire.codecs import Codec, codec
 from aiflow_agents.wire.frame import FrameError
-from aiflow_agents.wire.payload import Hidden, KVCache
+from aiflow_agents.wire.payload import Hidden, KVCache, Logits
 
 _LENGTH = struct.Struct("<I")
 LOWER = "lower"  # the fitted codec of keys and values, where that of the hidden states has nothing for them
@@ -77,6 +79,21 @@ class Courier:
             token_ids=None if hidden.token_ids is None else tuple(hidden.token_ids.tolist()),
             lower=None if lower is None else LowerCache(*(torch.from_numpy(one)[:, None] for one in (lower.keys, lower.values))),
         )
+
+    def next_tokens(self, logprobs: Tensor, top: Top) -> bytes:
+        """The frame of the k likeliest next tokens, from the log-probabilities of all, [vocab]. Raises `UnknownName` for a placebo that is none.
+
+        As a placebo all tokens are alike (`uniform`), or the log-probabilities belong to tokens drawn at random, seeded by them (`noise`).
+        """
+        logits = Logits.top(logprobs.numpy()[None], top.k)
+        if top.placebo == "uniform":
+            logits = Logits.top(np.full((1, logits.vocab), -math.log(logits.vocab), np.float32), top.k)
+        elif top.placebo == "noise":
+            drawn = np.random.default_rng(int(logits.digest[:16], 16)).permutation(logits.vocab)[None, : logits.values.shape[1]]
+            logits = Logits(logits.values, drawn, logits.vocab)
+        elif top.placebo:
+            raise UnknownName("placebo", top.placebo, ("uniform", "noise"))
+        return self.codec(top.codec).encode(logits)
 
     def _lower(self, want: Want) -> Codec:
         """Of keys and values: the codec of the hidden states, the family's own for them, or float16."""

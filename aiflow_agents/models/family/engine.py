@@ -13,6 +13,7 @@ as many columns. `tests/models/test_engine.py` holds this to be bit-exact in flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -36,11 +37,15 @@ Stop = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """`logprobs[i]` is the natural log-probability of `token_ids[i]` at temperature 1; an end token that was made is included."""
+    """`logprobs[i]` is the natural log-probability of `token_ids[i]` at temperature 1; an end token that was made is included.
+
+    `next` [vocab] are the log-probabilities of the token before which a row has stopped for its gate.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish: str  # "stop" | "length"
+    finish: str  # "stop" | "length" | "unsure"
+    next: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -54,6 +59,8 @@ class Row:
     top_p: float
     seed: int
     stop: Stop | None
+    gate: float = 0.0  # the row ends before a token that is not likelier than this
+    next: Tensor | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
@@ -78,25 +85,28 @@ class Engine:
         top_p: Sequence[float] | None = None,
         seeds: Sequence[int] | None = None,
         stops: Sequence[Stop | None] | None = None,
+        gates: Sequence[float] | None = None,
         exit: int | None = None,
     ) -> list[Generated]:
         """Answer every prompt at one exit (None: the last); all sequences have one entry per prompt.
 
-        A row ends at an end token, when `stops[i](tokens so far)` says so, after `max_tokens[i]`, or at the end of the model's context.
+        A row ends at an end token, when `stops[i](tokens so far)` says so, after `max_tokens[i]`, at the end of the model's context, or before the
+        first token whose probability at temperature 1 is not above `gates[i]`.
         Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only.
         Raises `ValueError` for an empty prompt or one that leaves no room in the context: the caller has checked that.
         """
         n, limit = len(prompts), self.decoder.config.max_context
         heat, nucleus, seed, stop = temperature or [0.0] * n, top_p or [1.0] * n, seeds or [0] * n, stops or [None] * n
+        gate = gates or [0.0] * n
         rows = []
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) < limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit - 1}")
-            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i]))
+            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i], gate[i]))
         with torch.inference_mode():
             for batch in self.batches([row for row in rows if row.room > 0]):
                 self._run(batch, exit)
-        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length") for row in rows]
+        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length", row.next) for row in rows]
 
     def batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Rows that run together: of similar prompt length, as many as fit in memory."""
@@ -190,11 +200,15 @@ class Engine:
 
     def _record(self, state: _State, tokens: Tensor, logits: Tensor, t: int) -> bool:
         """Book this step's tokens; True while a row goes on."""
-        chosen = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0].tolist()
+        logprobs = torch.log_softmax(logits, -1)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
         going = []
         for i, (token, logprob) in enumerate(zip(tokens.tolist(), chosen, strict=True)):
             row = state.rows[i]
             if row is None:
+                continue
+            if row.gate and math.exp(logprob) <= row.gate:
+                row.finish, row.next, state.rows[i] = "unsure", logprobs[i].clone(), None
                 continue
             row.tokens.append(token)
             row.logprobs.append(logprob)

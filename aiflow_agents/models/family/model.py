@@ -50,7 +50,7 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
         engine="family",
         dtype=dtype,
         shape=cut(config.shape(DTYPE_BYTES[dtype]), linears(path), at),
-        capabilities=frozenset({"logprobs", "hidden", "resume", "exits"} if len(config.exits) > 1 else {"logprobs", "hidden", "resume"}),
+        capabilities=frozenset({"logprobs", "logits", "hidden", "resume"} | ({"exits"} if len(config.exits) > 1 else set())),
         max_context=config.max_context,
         codecs=_codecs(Path(path), whole),
     )
@@ -132,7 +132,7 @@ class FamilyModel:
         prompts: dict[Any, list[int] | CallError] = {}
         asked: dict[Any, int] = {}  # what decides an answer -> its place in the batch
         batch: list[tuple[list[int], Request]] = []
-        places: list[int | CallError] = []
+        places: list[int | Reply | CallError] = []
         for request in requests:
             if request.messages not in prompts:
                 prompts[request.messages] = self._prompt(request)
@@ -140,20 +140,24 @@ class FamilyModel:
             if isinstance(prompt, CallError):
                 places.append(prompt)
                 continue
+            if request.begin and (over := self._over(len(prompt), request)):
+                places.append(Reply(self.chat.text(request.begin), (), (), len(prompt), 0, over, ()))
+                continue
             greedy = request.sampling.temperature <= 0
             how = (None, None) if greedy else (request.sampling, request.seed)
-            key = (tuple(prompt), request.max_tokens, request.stop, request.want, *how)
+            key = (tuple(prompt), request.max_tokens, request.stop, request.want, request.begin, request.top, *how)
             if key not in asked:
                 asked[key] = len(batch)
                 batch.append((prompt, request))
             places.append(asked[key])
         made = self.engine.generate(
-            [prompt for prompt, _ in batch],
-            max_tokens=[request.max_tokens for _, request in batch],
+            [[*prompt, *request.begin] for prompt, request in batch],
+            max_tokens=[request.max_tokens - len(request.begin) for _, request in batch],
             temperature=[max(request.sampling.temperature, 0.0) for _, request in batch],
             top_p=[request.sampling.top_p for _, request in batch],
             seeds=[request.seed for _, request in batch],
-            stops=[self._stopper(request.stop) for _, request in batch],
+            stops=[self._stopper(request) for _, request in batch],
+            gates=[request.top.gate if request.top else 0.0 for _, request in batch],
             exit=exit,
         )
         replies = [self._reply(prompt, request, one) for (prompt, request), one in zip(batch, made, strict=True)]
@@ -215,22 +219,29 @@ class FamilyModel:
             return CallError("too-long", f"the prompt has {len(prompt)} tokens, its context is {self.info.max_context}")
         return prompt
 
-    def _stopper(self, stop: tuple[str, ...]) -> Stop | None:
+    def _over(self, prompt: int, request: Request) -> str:
+        """Why nothing can follow what an answer begins with; empty where it goes on."""
+        if request.begin[-1] in self.engine.eos_ids:
+            return "stop"
+        return "length" if len(request.begin) >= request.max_tokens or prompt + len(request.begin) >= self.info.max_context else ""
+
+    def _stopper(self, request: Request) -> Stop | None:
         """Says after each token whether a stop string has appeared. Looks at the end of the text only; a token may be as little as one byte."""
-        if not stop:
+        if not request.stop:
             return None
-        tail = 4 * max(len(string) for string in stop) + 8
+        tail = 4 * max(len(string) for string in request.stop) + 8
 
         def stopped(tokens: Sequence[int]) -> bool:
-            text = self.chat.text(tokens[-tail:])
-            return any(string in text for string in stop)
+            text = self.chat.text([*request.begin, *tokens][-tail:])
+            return any(string in text for string in request.stop)
 
         return stopped
 
     def _reply(self, prompt: list[int], request: Request, made: Generated) -> Reply:
-        text = self.chat.text(made.token_ids)
+        text = self.chat.text((*request.begin, *made.token_ids))
         text = text[: min((at for string in request.stop if (at := text.find(string)) >= 0), default=len(text))]
-        return Reply(text, made.token_ids, made.logprobs, len(prompt), len(made.token_ids), made.finish)
+        coded = None if made.next is None or request.top is None else self.courier.next_tokens(made.next, request.top)
+        return Reply(text, made.token_ids, made.logprobs, len(prompt), len(made.token_ids), made.finish, next=coded)
 
 
 def end_ids(path: str | Path) -> tuple[int, ...]:
