@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict
 
@@ -89,3 +91,11 @@ class Topology(BaseModel):
     def learned(self) -> dict[str, Any]:
         """The parameters as plain data, for config.json and reports."""
         return self.model_dump(mode="json")
+
+
+def another(question: str, others: Sequence[str]) -> str:
+    """Another question than this one, for a placebo: always the same one of `others`, which come from a dev split. Raises UnmetNeed without any."""
+    unlike = [other for other in others if other != question]
+    if not unlike:
+        raise UnmetNeed("placebo=other takes its other questions from a dev split: use `aiflow eval`")
+    return unlike[crc32(question.encode()) % len(unlike)]

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Sampling, Shape, Turn
+from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Sampling, Shape, Top, Turn
 from aiflow_agents.runtime.memory import Memory, digest, fingerprint
 from aiflow_agents.topology.load import load_topology
 
@@ -59,10 +59,21 @@ def test_everything_in_a_request_decides() -> None:
         {"stop": ()},
         {"stop": ("a", "bc")},
         {"stop": ("abc",)},
+        {"begin": (1,)},
+        {"begin": (1, 2)},
+        {"top": Top(1)},
+        {"top": Top(2)},
+        {"top": Top(1, 0.5)},
+        {"begin": (1,), "top": Top(1)},
     ]
     requests = [replace(REQUEST, **change) for change in changed]
     assert len({digest(("model", one)) for one in requests}) == len(requests) == len({("model", one) for one in requests})
     assert digest(("model", REQUEST)) == digest(("model", replace(REQUEST))) != digest(("other model", REQUEST))
+
+
+def test_the_digests_of_old_requests_stay() -> None:
+    """Computed before requests could begin an answer."""
+    assert digest(("model", REQUEST)).hex() == "254565f9bb910dcc993014df2ed0aadb937fa462"
 
 
 text = st.text(max_size=3)

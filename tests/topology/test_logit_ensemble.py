@@ -90,8 +90,7 @@ def test_who_is_never_asked_or_says_nothing_changes_nothing(team: Team) -> None:
     for silent in ({"placebo": "uniform"}, {"weights": {"ant": 1.0}}):
         assert answers(run(team, ensemble(lead="ant", **silent))) == answers(alone)
     assert answers(run(team, ensemble(placebo="noise", lead="ant"))) != answers(run(team, ensemble(lead="ant")))
-    other = ensemble(placebo="other", others=(QUESTIONS[2],))
-    assert answers(run(team, other))[2] == answers(run(team, ensemble()))[2] and answers(run(team, other)) != answers(run(team, ensemble()))
+    assert answers(run(team, ensemble(placebo="other", others=QUESTIONS))) != answers(run(team, ensemble()))
     assert [ensemble(**p).control for p in ({}, {"placebo": "noise"}, {"placebo": "uniform"}, {"placebo": "other"})] == [False, True, True, True]
     failed: list[Any] = []
     run_jobs([Job("x", ensemble(placebo="other"), Task("q", "q"), team)], InlineHosts(), Memory(), failed.append)
@@ -102,7 +101,7 @@ def test_every_byte_is_on_the_bill(team: Team) -> None:
     """Tokens so far go out, k tokens with two bytes and one byte each come back, and the lead's own distribution goes nowhere."""
     results = run(team, ensemble(lead="ant", top=4, codec="float16"), traced=True)
     frame = len(codec("float16").encode(Logits.top(np.zeros((1, VOCAB), np.float32), 4)))
-    assert frame == 2 + 6 + 3 + 4 * 3 + 4 or frame < 2 + 12 + 4 * 3 + 4
+    assert 4 * 3 < frame <= 4 * 3 + 2 + 9 + 4
     for result in results:
         moves = [span for span in result.spans if span.kind == "move" and span.who != "user"]
         back = [span.nbytes - frame for span in moves if span.to == "phone"]
@@ -172,7 +171,7 @@ def test_it_learns_the_lead_the_gate_and_the_weights(team: Team, trial: Any) -> 
 def test_what_it_needs_is_checked_before_the_run(team: Team, crew: Any) -> None:
     ensemble().check(team)
     odd = replace(team["cat"], info=replace(team["cat"].info, tokenizer_hash="other"))
-    with pytest.raises(UnmetNeed, match="one tokenizer; that of cat is not that of ant"):
+    with pytest.raises(UnmetNeed, match="members with one tokenizer; see team"):
         ensemble().check(replace(team, agents={**team.agents, "cat": odd}))
     with pytest.raises(UnmetNeed, match="members with logits; ann has logprobs"):
         ensemble().check(crew(ann=("phone", "a", 0.9), tim=("tower", "b", 0.8)))
