@@ -35,13 +35,15 @@ class Want(NamedTuple):
     """What a call shall give back besides its text: the input of layer `layer` at every position of prompt and answer, coded by `codec`.
 
     `lower` adds the keys and values of the layers below, from which another node makes further tokens; without them it reads the tokens again.
-    `placebo` (zeros, noise) sends as many bytes that say nothing: a control.
+    `placebo` (zeros, noise) sends as many bytes that say nothing: a control. `steps` latent steps follow the prompt, where nothing is said: each is a
+    position whose input is what the exit put out at the one before. They have no tokens, so `lower` must be there.
     """
 
     layer: int
     codec: str = "float16"
     lower: bool = False
     placebo: str = ""
+    steps: int = 0
 
 
 class Top(NamedTuple):
@@ -59,7 +61,8 @@ class Top(NamedTuple):
 class Parcel(NamedTuple):
     """A coded payload as those know it who do not hold it: which one it is, what it weighs, and what it goes on from. The bytes stay with the hosts.
 
-    `digest` is that of the coded bytes, `prompt` counts the positions before the answer, `draft` are the answer's tokens with the one that ended it.
+    `digest` is that of the coded bytes, `prompt` counts the positions before the answer (latent ones too), `draft` are the answer's tokens with the
+    one that ended it.
     """
 
     digest: str

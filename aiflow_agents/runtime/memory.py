@@ -28,7 +28,8 @@ def digest(key: Key) -> bytes:
     model, request = key
     said: list[object] = [model, request.messages, request.max_tokens, request.sampling, request.stop, request.seed]
     if request.exit is not None or request.want or request.parcel:
-        said += [request.exit, request.want, request.parcel and [request.parcel.digest, request.parcel.draft]]
+        want = request.want if request.want is None or request.want.steps else request.want[:-1]
+        said += [request.exit, want, request.parcel and [request.parcel.digest, request.parcel.draft]]
     if request.begin or request.top:
         said.append({"begin": request.begin, "top": request.top})
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()

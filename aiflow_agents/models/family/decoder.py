@@ -129,6 +129,7 @@ class Decoder:
         self.dtype = embedding.dtype
         self._speed, self._scale = rope_frequencies(config)
         self._floor = torch.tensor(math.sqrt(config.width * config.norm_eps))
+        self._back: dict[int, Tensor] = {}  # exit -> [width, width]: by least squares, its head times this is the embedding
         self._head_floor = torch.tensor(math.sqrt(config.head_dim * config.norm_eps))
 
     @classmethod
@@ -186,6 +187,19 @@ class Decoder:
         gain, head = self.ends[self.config.exits[-1] if exit is None else exit]
         normed = (_unit(hidden, self._floor) * gain).to(self.dtype)
         return torch.nn.functional.linear(normed, head).float()
+
+    def thought(self, hidden: Tensor, exit: int | None = None) -> Tensor:
+        """What an exit's block has put out, hidden [rows, width], as an input of the first layer: normed, mapped from the head's space to that of the
+        embedding, and as long as an embedded token is on average (LatentMAS, arXiv:2511.20639; where both are one matrix the map only drops what no
+        token shows).
+        """
+        exit = self.config.exits[-1] if exit is None else exit
+        gain, head = self.ends[exit]
+        if exit not in self._back:
+            self._back[exit] = torch.linalg.pinv(head.float()) @ self.embedding.float()
+        mapped = _unit(hidden, self._floor) * gain @ self._back[exit]
+        length = self.embedding.float().norm(dim=-1).mean()
+        return (mapped * (length / mapped.norm(dim=-1, keepdim=True))).to(self.dtype)
 
     def over(self, hidden: Tensor, blocks: Sequence[int]) -> Tensor:
         """These blocks over whole sequences, without a cache to go on from: hidden [rows, positions, width] -> the same shape."""

@@ -137,6 +137,8 @@ class FamilyModel:
             if request.messages not in prompts:
                 prompts[request.messages] = self._prompt(request)
             prompt = prompts[request.messages]
+            if request.want and request.want.steps and not isinstance(prompt, CallError):
+                prompt = self._room(prompt, request.want)
             if isinstance(prompt, CallError):
                 places.append(prompt)
                 continue
@@ -166,22 +168,28 @@ class FamilyModel:
 
     def _keep(self, batch: Sequence[tuple[list[int], Request]], replies: list[Reply], packed: dict[str, bytes]) -> None:
         """Put the hidden states that were wanted beside the replies. The last token of an answer was never fed, so it has none."""
-        from aiflow_agents.models.family.resume import Start, hidden_states
+        from aiflow_agents.models.family.resume import Start, hidden_states, think
 
-        wanted: dict[tuple[int, bool], list[int]] = {}
+        wanted: dict[tuple[int, bool, int], list[int]] = {}
         for i, (_, request) in enumerate(batch):
             if request.want is not None:
-                wanted.setdefault((request.want.layer, request.want.lower), []).append(i)
-        for (layer, lower), places in wanted.items():
+                wanted.setdefault((request.want.layer, request.want.lower, request.want.steps), []).append(i)
+        for (layer, lower, steps), places in wanted.items():
             said = [(*batch[i][0], *replies[i].token_ids[:-1]) for i in places]
-            states = hidden_states(self.engine.decoder, said, layer, lower=lower)
+            if steps:
+                states = think(self.engine, said, layer, steps, batch[places[0]][1].exit)
+            else:
+                states = hidden_states(self.engine.decoder, said, layer, lower=lower)
             for i, ids, (hidden, kv) in zip(places, said, states, strict=True):
                 want = batch[i][1].want
                 tokens = None if lower and not (want and self.courier.codec(want.codec).needs_tokens) else ids
-                start = Start(layer, hidden, len(batch[i][0]), replies[i].token_ids, tokens, kv)
-                parcel, work = self._pack(start, want, packed), None
+                start = Start(layer, hidden, len(batch[i][0]) + steps, replies[i].token_ids, tokens, kv)
+                parcel = self._pack(start, want, packed)
+                work: tuple[Pass, ...] | None = None
                 if not replies[i].token_ids:  # nothing was to be said, so only the layers below were run
                     work = (Pass(layer / len(self.engine.decoder.config.path(batch[i][1].exit)), len(ids), 0, 0),)
+                if steps:
+                    work = (Pass(1.0, len(ids), 0, 0), *(Pass(1.0, 1, len(ids) + t, 0) for t in range(steps)))
                 replies[i] = replace(replies[i], parcel=parcel, work=work)
 
     def _resume(
@@ -217,6 +225,14 @@ class FamilyModel:
             return CallError("refused", f"{self.info.name}: the conversation is empty")
         if len(prompt) >= self.info.max_context:
             return CallError("too-long", f"the prompt has {len(prompt)} tokens, its context is {self.info.max_context}")
+        return prompt
+
+    def _room(self, prompt: list[int], want: Want) -> list[int] | CallError:
+        """The prompt, if so many latent steps can follow it."""
+        if want.layer and not want.lower:
+            return CallError("refused", f"{self.info.name}: latent steps have no tokens that could be read again: want lower=True")
+        if len(prompt) + want.steps >= self.info.max_context:
+            return CallError("too-long", f"{len(prompt)} tokens and {want.steps} latent steps; the context is {self.info.max_context}")
         return prompt
 
     def _over(self, prompt: int, request: Request) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.decoder import Cache, Decoder
+from aiflow_agents.models.family.decoder import Cache, Decoder, Span
 from aiflow_agents.models.family.engine import Engine, Generated, Row
 from aiflow_agents.models.family.session import LowerCache
 from aiflow_agents.models.protocol import Pass
@@ -57,6 +57,43 @@ def hidden_states(decoder: Decoder, sequences: Sequence[Sequence[int]], layer: i
                 kv = LowerCache(*(torch.stack([one[row : row + 1, : len(ids)] for one in both]) for both in (keys, values)))
             found.append((states[row, : len(ids)].clone(), kv))
     return found
+
+
+@torch.inference_mode()
+def think(engine: Engine, prompts: Sequence[Sequence[int]], layer: int, steps: int, exit: int | None) -> list[tuple[Tensor, LowerCache | None]]:
+    """As `hidden_states` with `lower`, of prompts with `steps` latent positions of one exit behind each.
+
+    Rows and columns come as in the engine, so that no row feels what it is run with; latent positions stand behind all prompts, and a row's padding
+    between is masked.
+    """
+    decoder, c, found = engine.decoder, engine.decoder.config, []
+    path = c.path(exit)
+    for some in engine.batches([Row(i, tuple(prompt), steps, 0.0, 1.0, 0, None) for i, prompt in enumerate(prompts)]):
+        filled = some + some[-1:] * (engine.min_rows - len(some))
+        before, columns, _ = engine.columns(some)
+        lengths = torch.tensor([len(row.prompt) for row in filled])
+        tokens = torch.zeros(len(filled), before, dtype=torch.long)
+        for i, row in enumerate(filled):
+            tokens[i, : len(row.prompt)] = torch.tensor(row.prompt)
+        cache, span = Cache.new(c, len(filled), columns, decoder.dtype, path), decoder.prompt_span(0, before)
+        states = torch.zeros(len(filled), columns, c.width, dtype=decoder.dtype)
+        states[:, :before] = decoder.run(decoder.embed(tokens), cache, span, path[:layer])
+        last = decoder.run(states[:, :before], cache, span, path[layer:])[torch.arange(len(filled)), lengths - 1]
+        closed = torch.arange(columns)[None] >= lengths[:, None]
+        mask = torch.zeros(len(filled), columns, dtype=decoder.dtype).masked_fill_(closed, -torch.inf).repeat_interleave(c.kv_heads, 0)[:, None]
+        for t in range(steps):
+            at = before + t
+            mask[:, :, at] = 0.0
+            span = Span(at, columns, decoder.turns(lengths + t)[:, None, None, None], mask)
+            states[:, at : at + 1] = decoder.run(decoder.thought(last, exit)[:, None], cache, span, path[:layer])
+            last = decoder.run(states[:, at : at + 1], cache, span, path[layer:])[:, 0]
+        for i, row in enumerate(some):
+            own = torch.cat((torch.arange(len(row.prompt)), torch.arange(before, before + steps)))
+            block = slice(i * c.kv_heads, (i + 1) * c.kv_heads)
+            keys = [cache.k[j][block][..., own].permute(2, 0, 1)[None] for j in range(layer)]  # [1, positions, kv_heads, head_dim]
+            values = [cache.v[j][block][:, own].transpose(0, 1)[None] for j in range(layer)]
+            found.append((row.place, states[i, own], LowerCache(torch.stack(keys), torch.stack(values)) if layer else None))
+    return [(hidden, lower) for _, hidden, lower in sorted(found, key=lambda one: one[0])]
 
 
 @dataclass
