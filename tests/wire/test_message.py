@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from aiflow_agents.errors import NotHere
-from aiflow_agents.wire.frame import decode_text
-from aiflow_agents.wire.message import HERE, MOVER, Message, Usage, bring, standing_at
+from aiflow_agents.errors import NotHere, UserError
+from aiflow_agents.wire.frame import decode_text, encode_tokens
+from aiflow_agents.wire.message import HERE, MOVER, Draft, Message, Usage, bring, standing_at
 
 LONG = Message("ann.1", "ann", "phone", _text="well, let me see: it is 42", _answer="42", _confidence=0.5)
 
@@ -92,3 +92,33 @@ def test_messages_are_frozen_and_can_be_stored() -> None:
 
 def test_usage_adds_field_by_field() -> None:
     assert Usage(1, 2, 3, 4, 5, 6, 7) + Usage(10, 20, 30, 40, 50, 60, 70) == Usage(11, 22, 33, 44, 55, 66, 77)
+
+
+DRAFT = Message("ann.1", "ann", "phone", _text="42", _answer="42", _confidence=0.5, _cargo=Draft((7, 300), -0.7, b"frame"))
+
+
+def test_of_a_draft_its_tokens_travel_or_what_may_come_next(moved: list[tuple[list[int], str]]) -> None:
+    empty = Message("ann.1", "ann", "phone", _confidence=0.5).size
+    tokens, logits = DRAFT.as_("tokens"), DRAFT.as_("logits")
+    assert tokens.size == empty + len(encode_tokens((7, 300))) and logits.size == empty + len(b"frame")
+    assert DRAFT.size == len(DRAFT.encode()) and tokens.text == logits.text == ""
+    assert len({message._freight for message in (DRAFT, tokens, logits)}) == 3
+    (there,) = asyncio.run(bring([DRAFT], "tower"))
+    assert there.text == "42" and there._cargo is None
+    with pytest.raises(UserError, match="ask with top=Top"):
+        there.as_("tokens")
+    with pytest.raises(UserError, match="has no hidden states"):
+        DRAFT.as_("hidden")
+    (there,) = asyncio.run(bring([tokens], "tower"))
+    assert there._cargo == Draft((7, 300))  # neither its probability nor its frame went along
+
+
+def test_a_draft_grows_where_it_is(at_tower: None) -> None:
+    for read in (lambda: DRAFT.logits, lambda: DRAFT.then(5, -0.1)):
+        with pytest.raises(NotHere):
+            read()
+    with standing_at("phone"):
+        longer = DRAFT.then(5, -0.3)
+        assert longer.form == "tokens" and longer._cargo == Draft((7, 300, 5), -1.0)
+        assert DRAFT.as_("tokens").then(5, -0.3)._cargo == Draft((7, 300, 5))
+        assert replace(DRAFT, _cargo=Draft((7,))).logits is None
