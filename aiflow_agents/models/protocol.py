@@ -35,8 +35,8 @@ class Want(NamedTuple):
     """What a call shall give back besides its text: the input of layer `layer` at every position of prompt and answer, coded by `codec`.
 
     `lower` adds the keys and values of the layers below, from which another node makes further tokens; without them it reads the tokens again.
-    `placebo` (zeros, noise) sends as many bytes that say nothing: a control. `steps` latent steps follow the prompt, where nothing is said: each is a
-    position whose input is what the exit put out at the one before. They have no tokens, so `lower` must be there.
+    `placebo` (zeros, noise) sends as many bytes that say nothing: a control. `steps` latent steps follow the prompt, where nothing is said
+    (max_tokens 0): each is a position whose input is what the exit put out at the one before. They have no tokens, so `lower` must be there.
     """
 
     layer: int

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Sampling, Shape, Top, Turn
+from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.runtime.memory import Memory, digest, fingerprint
 from aiflow_agents.topology.load import load_topology
 
@@ -61,6 +61,8 @@ def test_everything_in_a_request_decides() -> None:
         {"stop": ("abc",)},
         {"begin": (1,)},
         {"begin": (1, 2)},
+        {"want": Want(1)},
+        {"want": Want(1, steps=2)},
         {"top": Top(1)},
         {"top": Top(2)},
         {"top": Top(1, 0.5)},
@@ -74,6 +76,7 @@ def test_everything_in_a_request_decides() -> None:
 def test_the_digests_of_old_requests_stay() -> None:
     """Computed before requests could begin an answer."""
     assert digest(("model", REQUEST)).hex() == "254565f9bb910dcc993014df2ed0aadb937fa462"
+    assert digest(("model", replace(REQUEST, exit=3, want=Want(2, "int8", True)))).hex() == "801dc84dde7d59a27e9816d40a066d118d0ac517"
 
 
 text = st.text(max_size=3)

@@ -156,5 +156,8 @@ def test_what_cannot_be_is_said(team: Team, shrub: Path) -> None:
     run_jobs([Job("x", latent(placebo="other"), Task("q", "q"), team)], InlineHosts(), Memory(), failed.append)
     assert "takes its other questions from a dev split" in failed[0].error
     request = Request((Turn("user", "q"),), 0, exit=3, want=Want(2, lower=True, steps=300))
-    long, blind = FamilyModel.load(shrub).generate([request, replace(request, want=Want(2, steps=3))])
-    assert isinstance(long, CallError) and "300 latent steps" in long.message and isinstance(blind, CallError) and "want lower=True" in blind.message
+    some = Want(2, lower=True, steps=3)
+    changes: list[dict[str, Any]] = [{}, {"want": some._replace(lower=False)}, {"want": some, "max_tokens": 4}, {"want": some._replace(layer=4)}]
+    replies = FamilyModel.load(shrub).generate([replace(request, **change) for change in changes])
+    for reply, says in zip(replies, ("300 latent steps", "want lower=True", "max_tokens=0", "exit 3 has no input of layer 4"), strict=True):
+        assert isinstance(reply, CallError) and says in reply.message

@@ -138,7 +138,7 @@ class FamilyModel:
                 prompts[request.messages] = self._prompt(request)
             prompt = prompts[request.messages]
             if request.want and request.want.steps and not isinstance(prompt, CallError):
-                prompt = self._room(prompt, request.want)
+                prompt = self._room(prompt, request, request.want)
             if isinstance(prompt, CallError):
                 places.append(prompt)
                 continue
@@ -227,10 +227,14 @@ class FamilyModel:
             return CallError("too-long", f"the prompt has {len(prompt)} tokens, its context is {self.info.max_context}")
         return prompt
 
-    def _room(self, prompt: list[int], want: Want) -> list[int] | CallError:
+    def _room(self, prompt: list[int], request: Request, want: Want) -> list[int] | CallError:
         """The prompt, if so many latent steps can follow it."""
         if want.layer and not want.lower:
             return CallError("refused", f"{self.info.name}: latent steps have no tokens that could be read again: want lower=True")
+        if request.max_tokens:
+            return CallError("refused", f"{self.info.name}: who takes latent steps says nothing: max_tokens=0")
+        if want.layer >= len(self.engine.decoder.config.path(request.exit)):
+            return CallError("refused", f"{self.info.name}: exit {request.exit} has no input of layer {want.layer}: it leaves the backbone before")
         if len(prompt) + want.steps >= self.info.max_context:
             return CallError("too-long", f"{len(prompt)} tokens and {want.steps} latent steps; the context is {self.info.max_context}")
         return prompt
