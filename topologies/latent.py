@@ -37,7 +37,7 @@ class Latent(Topology):
     def check(self, team: Team) -> None:
         super().check(team)
         if len({agent.info.weights_hash for agent in team}) > 1:
-            raise UnmetNeed(f"topology 'latent' needs members of one family; see {team}")
+            raise UnmetNeed(f"topology 'latent' needs members of one family; team '{team.name}' has others")
         for name in (self.thinker, self.speaker):
             if name:
                 team[name]  # raises UnknownName
