@@ -23,7 +23,6 @@ from aiflow_agents.wire.message import Message, standing_at
 class ExitCascade(Topology):
     """`thresholds`: how sure (calibrated) each exit but the last must be. None: the fewest FLOPs that keep `keep` of the last's accuracy on dev.
     `agreeing`: the same where it says what the exit before it said, which comes along with hidden states.
-
     `send`: hidden states, coded by `codec` (None: what the family ships for them, or float16), or the question's text, as any cascade would. `lower`
     sends keys and values of the lower layers along; else the tokens go with the states, and a receiver that differs from the draft reads them again.
     `otherwise`: what happens where two members turn out to have different weights: the question goes as text, or such a team is refused.
@@ -66,15 +65,16 @@ class ExitCascade(Topology):
         for i, agent in enumerate(exits):
             keeps = self.send == "hidden" and agent is not exits[-1] and agent.exit is not None
             want = Want(agent.exit or 0, self.codec or agent.codec(agent.exit or 0), self.lower) if keeps else None
-            before = await said.as_("hidden").to(agent.node) if said is not None and self.send == "hidden" else None
+            before = said.as_("hidden") if said is not None and self.send == "hidden" else None
             said = await agent.ask(task.question, want=want, resume=before, otherwise=self.otherwise)
+            here = await before.to(agent.node) if before else None  # where it was brought already
             with standing_at(agent.node):  # the one who answered decides, where it is
-                agrees = before is not None and before.answer == said.answer
+                agrees = here is not None and here.answer == said.answer
                 thresholds = (self.agreeing if agrees else None) or self.thresholds or (0.8,) * len(exits)
                 if agent is exits[-1] or (said.confidence or 0.0) >= thresholds[i]:
                     return said
         raise AssertionError("a team has a last member")
 
 
-def by_depth(team: Iterable[Agent]) -> list[Agent]:  # the whole model comes last
+def by_depth(team: Iterable[Agent]) -> list[Agent]:
     return sorted(team, key=lambda agent: (agent.exit is None, agent.exit or 0))

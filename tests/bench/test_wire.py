@@ -128,7 +128,7 @@ def test_codecs_of_a_kind_share_a_line() -> None:
     assert wire_svg([], "<none> & nothing").startswith("<svg")
 
 
-@pytest.mark.parametrize(("wrong", "said"), [(["--codec", "kltt"], "no codec named 'kltt'; did you mean klt"), (["--out", "taken/x"], "taken/x cannot be used")])
+@pytest.mark.parametrize(("wrong", "said"), [(["--codec", "kltt"], "no codec named 'kltt'; did you mean klt"), (["--out", "taken/x"], "nothing can be written to taken/x")])
 def test_what_is_wrong_with_a_calibration_is_said_before_any_work(
     wrong: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,9 +45,10 @@ def latent(**parameters: Any) -> Any:
     return load_topology("latent", {"codec": "float32", **parameters})
 
 
-def run(team: Team, topology: Any, questions: Any = QUESTIONS) -> list[Any]:
+def run(team: Team, topology: Any, questions: Any = QUESTIONS, sessions: Any = None) -> list[Any]:
     found: dict[str, Any] = {}
-    run_jobs([Job("x", topology, Task(q, q), team) for q in questions], InlineHosts(), Memory(), lambda result: found.update({result.job.task.id: result}))
+    jobs = [Job("x", topology, Task(q, q), team) for q in questions]
+    run_jobs(jobs, InlineHosts(), Memory(), lambda result: found.update({result.job.task.id: result}), sessions=sessions)
     assert [found[q].error for q in questions] == [None] * len(questions)
     return [found[q] for q in questions]
 
@@ -116,8 +117,8 @@ def test_thoughts_do_not_depend_on_the_batch(team: Team, shrub: Path) -> None:
         for (hidden, lower) in (together[i], together[i + 10]):
             ((own, kv),) = think(engine, [prompt], 3, 4, 3)
             assert torch.equal(hidden, own) and torch.equal(lower.keys, kv.keys) and torch.equal(lower.values, kv.values)  # type: ignore[union-attr]
-    results = run(team, latent(steps=4))
-    assert seen(results) == [one for question in QUESTIONS for one in seen(run(team, latent(steps=4), [question]))]
+    results, sessions = run(team, latent(steps=4)), {}
+    assert seen(results) == [one for question in QUESTIONS for one in seen(run(team, latent(steps=4), [question], sessions))]
 
 
 def test_placebos_carry_as_much_and_say_nothing(team: Team) -> None:
