@@ -50,6 +50,7 @@ def decompose(
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the factors in the file.")] = "float32",
     seed: Annotated[int, typer.Option(help="Draws the questions and the sizes.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    card: Annotated[bool, typer.Option("--card/--no-card", help="Measure it at its sizes and write its card.")] = True,
     json: Json = False,
 ) -> None:
     """Write each linear layer as nested low-rank factors, so that a smaller model is a prefix of a larger one, in one file for all sizes.
@@ -75,6 +76,7 @@ def decompose(
 
     import torch
 
+    from ..training.card import decomposed_card
     from ..training.nested import Tuning
     from ..training.shrink import shrink
 
@@ -86,7 +88,10 @@ def decompose(
                 dtype=getattr(torch, dtype), note=note, progress=lambda at: progress(out.name, at),
             )  # fmt: skip
         except KeyboardInterrupt:
-            raise Interrupted(again + (" --json" if json else "")) from None
+            raise Interrupted(again + ("" if card else " --no-card") + (" --json" if json else "")) from None
+        if card:
+            about = {key: found[key] for key in ("method", "data", "measured_tokens", "tuning")}
+            decomposed_card(out, folder, about, chosen, command=again, note=note)
     if json:
         typer.echo(dumps(found, indent=2))
         return

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from aiflow_agents.config import dump_yaml
 from aiflow_agents.errors import UserError
+from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.export import number_bytes, sizes
-from aiflow_agents.models.family.model import FamilyModel
+from aiflow_agents.models.family.model import FamilyModel, model_info
+from aiflow_agents.models.family.rank import Keep, spend
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training.heard import MAX_ANSWER, answers
-from aiflow_agents.training.readme import grown_readme, readme
+from aiflow_agents.training.readme import decomposed_readme, grown_readme, readme
 from aiflow_agents.training.recipe import Recipe
+from aiflow_agents.training.sources import skills_of
 
 if TYPE_CHECKING:
     from aiflow_agents.training.grow import Fit, Grower
@@ -211,6 +214,37 @@ def grown_card(
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(grown_readme(folder, card), encoding="utf-8")
+    return card
+
+
+def decomposed_card(
+    folder: Path, base: Path, about: Mapping[str, Any], keeps: Sequence[float], *, count_per_skill: int = COUNT, seed: int = SEED, command: str = "",
+    note: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write README.md and card.json of a decomposed model; `about` is its section `rank`. Returns what card.json holds.
+
+    Where its skills are known it is asked test questions whole and with each of `keeps`, a share spread by spectra, at every exit.
+    """
+    skills, rows = list(skills_of(folder)), []
+    for keep in (1.0, *keeps) if skills else ():
+        at: Keep = 1.0 if keep == 1 else spend(folder, keep)
+        model, shape = FamilyModel.load(folder, keep=at), model_info(folder, keep=at).shape
+        right = {e: measure(model, skills, count_per_skill, "test", seed, exit=e) for e in DecoderConfig.read(folder).exits}
+        note(f"{folder.name}: at {keep:g} " + ", ".join(f"{_total(r)[0]:,} of {_total(r)[1]:,} right at exit {e}" for e, r in right.items()))
+        rows.append({"keep": keep, "block_params": shape.block_params, "exits": {str(e): _scores(r) for e, r in right.items()}})
+    card = {
+        "schema": 1,
+        "name": folder.name,
+        "description": f"{base.name} in every size: its linear layers as nested low-rank factors.",
+        "base": {"name": base.name, "weights_hash": model_info(base).weights_hash},
+        "rank": dict(about),
+        "weight_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "packages": _packages(),
+        "command": command,
+        "measured": {"split": "test", "seed": seed, "decoding": "greedy", "sizes": rows},
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(decomposed_readme(folder, card), encoding="utf-8")
     return card
 
 

@@ -128,6 +128,58 @@ Make it again with
 {_use_family(folder, exits, chat="exits" in measured)}"""
 
 
+def decomposed_readme(folder: Path, card: Mapping[str, Any]) -> str:
+    """The card of a model in every size."""
+    rank, sizes = card["rank"], card["measured"]["sizes"]
+    tuned = f", then tuned on {rank['tuning']['tokens']:,} tokens with sizes drawn from it" if rank.get("tuning") else ""
+    exits = list(sizes[0]["exits"]) if sizes else []
+    count = sizes[0]["exits"][exits[0]]["overall"]["n"] if sizes else 0
+    rows = [f"| keep | block parameters | {' | '.join(f'exit {e}' for e in exits)} |", "|---|---|" + "---|" * len(exits)]
+    for row in sizes:
+        scores = " | ".join(f"{row['exits'][e]['overall']['accuracy']:.1%} ({_interval(row['exits'][e]['overall'])})" for e in exits)
+        rows.append(f"| {row['keep']:g} | {row['block_params']:,} | {scores} |")
+    asked = f"""\
+## How good it is
+
+Test questions never occur in training. {count:,} different ones, greedy answers, right only if the whole answer is
+equal; seed {card["measured"]["seed"]}; a share of the parameters, spread over layers by their spectra.
+
+{lines(rows)}
+
+""" if sizes else ""  # fmt: skip
+    return f"""\
+---
+pipeline_tag: text-generation
+tags: [aiflow-agents, family, low-rank]
+base_model: {card["base"]["name"]}
+---
+
+# {card["name"]}
+
+{card["description"]} A smaller rank is a prefix of a larger one, so one file holds them all; {card["weight_bytes"]:,} bytes.
+
+{asked}## How it was made
+
+Method `{rank["method"]}`, measured on {rank["measured_tokens"]:,} tokens of {rank["data"]}{tuned}. The full size is the original, up to rounding.
+With {", ".join(f"{name} {version}" for name, version in card["packages"].items())}. Make it again with
+
+    {card["command"]}
+
+## How to use it
+
+In a team file `{{model: {folder.name}, keep: 0.7}}`; in Python
+
+```python
+from aiflow_agents.models.family.model import FamilyModel
+from aiflow_agents.models.family.rank import spend
+from aiflow_agents.models.protocol import Request, Turn
+
+model = FamilyModel.load("{_path(folder)}", keep=spend("{_path(folder)}", 0.7))
+print(model.generate([Request((Turn("user", "38+57="),))])[0].text)
+```
+"""
+
+
 def exits_table(exits: Mapping[str, Mapping[str, Any]]) -> str:
     """What each exit costs and how good it is; each as the plain model that it makes."""
     rows = ["| exit | blocks | parameters | FLOPs a token | right | accuracy | 95 % interval |", "|---|---|---|---|---|---|---|"]

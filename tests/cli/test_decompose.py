@@ -24,7 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_becomes_one_file_of_all_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tally"
-    wanted = ["family", "decompose", "tally", str(out), "--measure-tokens", "1500", "--tune-tokens", "1500", "--keeps", "0.5,0.8", "--json"]
+    wanted = ["family", "decompose", "tally", str(out), "--measure-tokens", "1500", "--tune-tokens", "1500", "--keeps", "0.5,0.8", "--no-card", "--json"]
     assert main(wanted) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
@@ -37,6 +37,25 @@ def test_a_model_becomes_one_file_of_all_sizes(tmp_path: Path, capsys: pytest.Ca
     assert not (out / "checkpoint").exists()
     assert json.loads((out / "config.json").read_text())["rank"]["data"].startswith("training questions of add")
     assert main(wanted) == 2 and f"{out} already holds a model" in capsys.readouterr().err
+
+
+def test_its_card_says_how_good_every_size_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from functools import partial
+
+    from aiflow_agents.models.family.model import FamilyModel
+    from aiflow_agents.models.family.rank import spend
+    from aiflow_agents.training import card
+
+    monkeypatch.setattr(card, "decomposed_card", partial(card.decomposed_card, count_per_skill=2))
+    out = tmp_path / "tally-ranks"
+    assert main(["family", "decompose", "tally", str(out), "--measure-tokens", "1500", "--keeps", "0.6"]) == 0
+    assert "at 0.6 " in capsys.readouterr().err
+    found = json.loads((out / "card.json").read_text())
+    assert found["command"].startswith("aiflow family decompose tally") and [row["keep"] for row in found["measured"]["sizes"]] == [1.0, 0.6]
+    right = card.measure(FamilyModel.load(out, keep=spend(out, 0.6)), found["measured"]["sizes"][1]["exits"]["3"]["skills"], 2)
+    assert found["measured"]["sizes"][1]["exits"]["3"]["overall"]["right"] == sum(r for r, _ in right.values())
+    text = (out / "README.md").read_text()
+    assert "| keep | block parameters | exit 3 |" in text and "keep: 0.7" in text
 
 
 def test_an_interrupted_tuning_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
