@@ -339,8 +339,11 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     """The arms, by kind and then accuracy. Costs are means per question."""
     table = Table(title=f"{summary['suite']}, {summary['n_tasks']:,} questions", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for header, justify in (("arm", "left"), ("kind", "left"), ("right", "right"), ("95 %", "left"), ("FLOPs", "right"), ("tokens", "right"),
-                            ("bytes", "right"), ("p50", "right"), ("p95", "right"), ("energy", "right"), ("failed", "right")):
+                            ("bytes", "right"), ("p50", "right"), ("p95", "right"), ("energy", "right")):
         table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    some_failed = any(arm.get("n_failed") for arm in summary["arms"].values())
+    if some_failed:
+        table.add_column("failed", justify="right", no_wrap=True)
     marked = {_chosen(summary, "best_member"), _chosen(summary, "best_topology")}
     arms, latest = _sorted_arms(summary), None
     for name, arm in arms:
@@ -351,7 +354,7 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(Text(name), arm["kind"], percent(arm["accuracy"]), interval, quantity(arm.get("flops")), quantity(_cost(arm, "tokens")),
                       quantity(arm.get("wire_bytes"), "B"), quantity((arm.get("latency_s") or {}).get("p50"), "s"),
                       quantity((arm.get("latency_s") or {}).get("p95"), "s"), quantity(arm.get("energy_j"), "J"),
-                      f"{arm['n_failed']:,}" if arm.get("n_failed") else "", style="bold" if name in marked else None)
+                      *([f"{arm['n_failed']:,}" if arm.get("n_failed") else ""] if some_failed else []), style="bold" if name in marked else None)
     return table
 
 
