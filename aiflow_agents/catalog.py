@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from .errors import UnknownName, UserError
+from .errors import NotThere, UnknownName, UserError
 
 Kind = Literal["team", "model", "recipe", "topology", "network", "suite"]
 Origin = Literal["path", "here", "AIFLOW_PATH", "plugin", "library"]
@@ -64,12 +64,12 @@ def find(kind: Kind, name: str, *, base: Path | None = None) -> Entry:
     """The definition that a name or path means.
 
     What has a slash, a leading dot or tilde, or the suffix of a file, is a path, relative to `base` (default: the current directory).
-    Raises UnknownName with the nearest names.
+    Raises UnknownName with the nearest names, NotThere for a path.
     """
     if _is_path(kind, name):
         entry = _at(kind, Path(base or Path.cwd()) / Path(name).expanduser())
         if entry is None:
-            raise UnknownName(kind, name, (known.name for known in entries(kind)))
+            raise NotThere(kind, name, (known.name for known in entries(kind)))
         return entry
     for root, origin in roots():
         entry = _scan(root, origin, kind).get(name)

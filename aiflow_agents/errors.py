@@ -41,6 +41,14 @@ class UnknownName(UserError):
         super().__init__(f"no {kind} named '{name}'; {hint}")
 
 
+class NotThere(UnknownName):
+    """A path at which there is no such thing. Offers names like that of the file."""
+
+    def __init__(self, kind: str, path: str, known: Iterable[str]):
+        near = difflib.get_close_matches(Path(path).stem, sorted(known), n=3)
+        UserError.__init__(self, f"there is no {kind} at {path}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+
+
 class NoRoute(UserError):
     """Two nodes that must talk have no path of links between them."""
 

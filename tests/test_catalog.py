@@ -83,7 +83,7 @@ def test_unknown_names_get_the_nearest(places: dict[str, Path]) -> None:
     put(places["here"], "topologies/star.py")
     with pytest.raises(UnknownName, match="no topology named 'debat'; did you mean debate"):
         find("topology", "debat")
-    with pytest.raises(UnknownName, match="did you mean debate"):
+    with pytest.raises(UnknownName, match="there is no topology at ./debate.py; did you mean debate"):
         find("topology", "./debate.py")
     with pytest.raises(UnknownName, match="known: debate, star"):
         find("topology", "zzzzzzzz")

@@ -124,7 +124,7 @@ def change(place: Path, *pairs: str, file: str = "agents/home.yaml") -> Path:
     ("old", "new", "line", "key", "words"),
     [
         ("model: birch\n", "model: brich\n", 6, "members.bob.model", "no model named 'brich'; did you mean birch"),
-        ("model: birch\n", "model: ./nowhere\n", 6, "members.bob.model", "no model named './nowhere'"),
+        ("model: birch\n", "model: ./nowhere\n", 6, "members.bob.model", "there is no model at ./nowhere"),
         ("model: birch\n    ", "", 5, "members.bob.model", "this key is missing; expected a model's name or folder"),
         ("tier: edge, ", "", 12, "members.tim.tier", "this key is missing; expected 'device', 'edge' or 'cloud'"),
         ("role: critic", "rule: critic", 8, "members.bob.rule", "unknown key; did you mean 'role'?"),
