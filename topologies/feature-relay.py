@@ -3,7 +3,7 @@
     device: layers 0..k --hidden states, keys and values of the layers below--> edge: layers k.. and the answer --> home
 """
 
-from typing import Literal, Self
+from typing import Literal
 from zlib import crc32
 
 from pydantic import NonNegativeInt
@@ -12,7 +12,7 @@ from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.protocol import Want
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
-from aiflow_agents.topology.base import Needs, Topology, Trial
+from aiflow_agents.topology.base import Needs, Topology
 from aiflow_agents.wire.message import Message
 
 
@@ -29,22 +29,13 @@ class FeatureRelay(Topology):
     codec: str | None = None
     placebo: Literal["", "zeros", "noise", "other"] = ""
     others: tuple[str, ...] = ()
-    needs = Needs(members=2, capabilities=frozenset({"resume"}))
+    needs = Needs(members=2, capabilities=frozenset({"resume"}), one_family=True)
 
     def check(self, team: Team) -> None:
         super().check(team)
-        if len({agent.info.weights_hash for agent in team}) > 1:
-            raise UnmetNeed(f"topology 'feature-relay' needs members of one family; team '{team.name}' has others")
         for name in (self.encoder, self.answerer):
             if name:
                 team[name]  # raises UnknownName
-
-    @property
-    def control(self) -> bool:
-        return bool(self.placebo)
-
-    def fit(self, trial: Trial) -> Self:
-        return self.model_copy(update={"others": tuple(trial.questions[:50])}) if self.placebo == "other" and not self.others else self
 
     async def run(self, task: Task, team: Team) -> Message:
         first = team[self.encoder] if self.encoder else next(iter(team))

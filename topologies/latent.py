@@ -5,7 +5,7 @@
 A model must be trained for such inputs to make anything of them.
 """
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import NonNegativeInt
 
@@ -14,7 +14,7 @@ from aiflow_agents.models.protocol import Want
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
-from aiflow_agents.topology.base import Needs, Topology, Trial, another
+from aiflow_agents.topology.base import Needs, Topology, another
 from aiflow_agents.wire.message import Message
 
 
@@ -32,12 +32,10 @@ class Latent(Topology):
     codec: str = "float16"
     placebo: Literal["", "zeros", "noise", "other"] = ""
     others: tuple[str, ...] = ()
-    needs = Needs(members=2, capabilities=frozenset({"resume"}))
+    needs = Needs(members=2, capabilities=frozenset({"resume"}), one_family=True)
 
     def check(self, team: Team) -> None:
         super().check(team)
-        if len({agent.info.weights_hash for agent in team}) > 1:
-            raise UnmetNeed(f"topology 'latent' needs members of one family; team '{team.name}' has others")
         for name in (self.thinker, self.speaker):
             if name:
                 team[name]  # raises UnknownName
@@ -50,13 +48,6 @@ class Latent(Topology):
 
     def depth(self, team: Team) -> int:
         return self.layer if self.layer is not None else self.both(team)[0].exit or 0
-
-    @property
-    def control(self) -> bool:
-        return bool(self.placebo)
-
-    def fit(self, trial: Trial) -> Self:
-        return self.model_copy(update={"others": tuple(trial.questions[:50])}) if self.placebo == "other" and not self.others else self
 
     async def run(self, task: Task, team: Team) -> Message:
         thinker, speaker = self.both(team)

@@ -46,13 +46,8 @@ class LogitEnsemble(Topology):
             raise UnmetNeed(f"topology 'logit-ensemble' needs members with one tokenizer; see {team}")
         team.only(*filter(None, (self.lead, *(self.weights or ()))))  # raises UnknownName
 
-    @property
-    def control(self) -> bool:
-        return bool(self.placebo)
-
     def fit(self, trial: Trial) -> Self:
-        others = self.others or tuple(trial.questions[:50]) if self.placebo == "other" else ()
-        fitted = self.model_copy(update={"lead": self.lead or trial.best_member, "others": others})
+        fitted = super().fit(trial).model_copy(update={"lead": self.lead or trial.best_member})
         odds = {name: (sum(right) + 1) / (right.count(False) + 1) for name, right in trial.correct.items()}
         for key, values in (("gate", GATES), ("weights", ({}, {name: max(log(one), 0.01) for name, one in odds.items()}))):
             if getattr(self, key) is None:  # of equally good ones the cheapest, then the first

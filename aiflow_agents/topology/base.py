@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a topology needs: at least so many members, these roles, these capabilities of every member."""
+    """What a topology needs: at least so many members, these roles, these capabilities of every member, and that all have the same weights."""
 
     members: int = 1
     roles: tuple[str, ...] = ()
     capabilities: frozenset[str] = frozenset()
+    one_family: bool = False
 
     def missing(self, team: Team) -> str | None:
         """What the team lacks, in words; None when it has everything."""
@@ -36,6 +37,8 @@ class Needs:
             lacking = self.capabilities - agent.info.capabilities
             if lacking:
                 return f"members with {', '.join(sorted(lacking))}; {agent.name} has {', '.join(sorted(agent.info.capabilities)) or 'none'}"
+        if self.one_family and len({agent.info.weights_hash for agent in team}) > 1:
+            return f"members of one family; team '{team.name}' has others"
         return None
 
 
@@ -69,7 +72,9 @@ class Topology(BaseModel):
         raise NotImplementedError
 
     def fit(self, trial: Trial) -> Self:
-        """The same topology with thresholds and choices learned on the dev split. By default there is nothing to learn."""
+        """The same topology with thresholds and choices learned on the dev split. By default that is nothing but a placebo's other questions."""
+        if getattr(self, "placebo", "") == "other" and not getattr(self, "others", ()):
+            return self.model_copy(update={"others": tuple(trial.questions[:50])})
         return self
 
     def check(self, team: Team) -> None:
@@ -80,8 +85,11 @@ class Topology(BaseModel):
 
     @property
     def control(self) -> bool:
-        """Whether this is a placebo: a channel that carries nothing, which must not look like a team. It is judged apart and never chosen."""
-        return False
+        """Whether this is a placebo: a channel that carries nothing, which must not look like a team. It is judged apart and never chosen.
+
+        By default it is one with a parameter `placebo` that is set.
+        """
+        return bool(getattr(self, "placebo", ""))
 
     @classmethod
     def name(cls) -> str:
