@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from aiflow_agents.models.family.rank import tensors_of, write
+from aiflow_agents.models.family.export import stored, write
 from aiflow_agents.training.moments import Exits, Moments, layers
 
 Method = Literal["svd", "asvd", "whitened", "fisher"]
@@ -84,8 +84,8 @@ def decompose(model: Exits, moments: Mapping[str, Moments], method: Method) -> d
 
 def save(source: Path, out: Path, found: Mapping[str, Factors], about: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write a decomposed model into `out`: factors in `dtype`, spectra in float32, all else of `source` as it is; `about` is section `rank`."""
-    tensors = {name: tensor for name, tensor in tensors_of(source).items() if name.removesuffix(".weight") not in found}
+    tensors = {name: tensor for name, tensor in stored(source).items() if name.removesuffix(".weight") not in found}
     for name, layer in found.items():
         tensors |= {f"{name}.b": layer.b.to(dtype), f"{name}.a": layer.a.to(dtype), f"{name}.spectrum": layer.spectrum}
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    write(out, {**config, "rank": dict(about)}, tensors, beside=source)
+    write(out, {**config, "rank": dict(about)}, tensors, beside=source, also=("recipe.yaml",))

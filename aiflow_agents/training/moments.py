@@ -13,7 +13,8 @@ from torch import Tensor
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.config import DecoderConfig
-from aiflow_agents.models.family.rank import linears, tensors_of
+from aiflow_agents.models.family.export import stored
+from aiflow_agents.models.family.rank import linears
 from aiflow_agents.training.branches import add_branches, exit_states
 from aiflow_agents.training.corpus import Batch
 from aiflow_agents.training.sources import is_text
@@ -62,7 +63,7 @@ def load(folder: Path) -> Exits:
         raise UserError(f"model folder {folder} is a family with several heads; {hint}")
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     add_branches(model, exits)
-    tensors = {name: tensor.float() for name, tensor in tensors_of(folder).items()}
+    tensors = {name: tensor.float() for name, tensor in stored(folder).items()}
     missing = sorted(set(model.state_dict()) - set(tensors) - ({"lm_head.weight"} if model.config.tie_word_embeddings else set()))
     if missing:
         raise UserError(f"model folder {folder} has no weight '{missing[0]}', which its config.json calls for")

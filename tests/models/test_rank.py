@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.family import rank
 from aiflow_agents.models.family.decoder import Decoder
+from aiflow_agents.models.family.export import export_branch, write
 from aiflow_agents.models.family.model import FamilyModel, model_info
 from aiflow_agents.models.family.rank import Linear, allot
 from aiflow_agents.models.protocol import Reply, Request, Turn
@@ -52,7 +53,7 @@ def halves(make_checkpoint: Callable[..., Any], tmp_path_factory: pytest.TempPat
                 tensors[f"{layer}.{key}"] = torch.tensor(value, dtype=torch.float32)
         out = tmp_path_factory.mktemp("decomposed")
         config = json.loads((folder / "config.json").read_text())
-        rank.write(out, {**config, "rank": {"method": "svd"}}, tensors, beside=folder)
+        write(out, {**config, "rank": {"method": "svd"}}, tensors, beside=folder)
         made[case] = folder, out, model
         return made[case]
 
@@ -188,6 +189,18 @@ def test_a_budget_is_read_from_the_file(halves: Any) -> None:
     Decoder.load(folder, keep=at)
     with pytest.raises(UserError, match="10 parameters are too few: rank 1 everywhere takes"):
         rank.spread(folder, 10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_export_of_a_decomposed_model_has_whole_weights(case: str, halves: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, folder, model = halves(case)
+    export_branch(folder, model.config.num_hidden_layers - 1, tmp_path / "plain")
+    tokens = torch.randint(0, 64, (2, 40))
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)(tokens).logits
+        assert float((theirs - model(tokens).logits).abs().max()) < 1e-4
 
 
 def test_each_request_is_answered_at_its_size(halves: Any, add_tokenizer: Callable[[Path], None]) -> None:

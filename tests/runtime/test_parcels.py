@@ -68,7 +68,7 @@ def decomposed(folder: Path, out: Path) -> Path:
     """The same model with its blocks' weights as nested factors."""
     from safetensors.torch import load_file
 
-    from aiflow_agents.models.family import rank
+    from aiflow_agents.models.family.export import write
 
     tensors: dict[str, Any] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -77,7 +77,7 @@ def decomposed(folder: Path, out: Path) -> Path:
             tensors |= {name.replace("weight", key): value.contiguous() for key, value in (("b", u * s), ("a", v.T), ("spectrum", s**2))}
         else:
             tensors[name] = tensor
-    rank.write(out, json.loads((folder / "config.json").read_text()) | {"rank": {"method": "svd"}}, tensors, beside=folder)
+    write(out, json.loads((folder / "config.json").read_text()) | {"rank": {"method": "svd"}}, tensors, beside=folder)
     return out
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.config import RUYI, DecoderConfig, read_json, weight_files
+from aiflow_agents.models.family.config import RUYI, DecoderConfig, open_weights, read_json, weight_files
 
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 OURS = ("early_exit_points", "shared_heads", "default_early_exit_point", "auto_map", "rank")  # what a plain config does not have
@@ -29,6 +31,9 @@ def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
     if list(out.glob("*.safetensors")):
         raise UserError(f"{out} already holds a model; choose another folder")
     tensors = _branch(folder, config, exit)
+    for layer in [name.removesuffix(".b") for name in tensors if name.endswith(".b")]:  # of a decomposed family: no other tool knows factors
+        b, a, _ = (tensors.pop(f"{layer}.{part}") for part in ("b", "a", "spectrum"))
+        tensors[f"{layer}.weight"] = (b.float() @ a.float()).to(b.dtype)
     raw = read_json(folder / "config.json")
     kind = RUYI.get(raw["model_type"], raw["model_type"])
     plain = {key: value for key, value in raw.items() if key not in OURS}
@@ -39,30 +44,28 @@ def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
     return out
 
 
-def write(out: Path, config: dict[str, Any], tensors: dict[str, Any], *, beside: Path) -> None:
-    """A model folder: config, tensors, and the tokenizer and chat template of the folder `beside`. The weights come last: where they are, all is."""
+def write(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], *, beside: Path, also: Sequence[str] = ()) -> None:
+    """A model folder: config, tensors, and of the folder `beside` the tokenizer, the chat template and the files of `also`.
+
+    The weights come last: where they are, all is.
+    """
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in BESIDE:
-        if (beside / name).exists():
+    for name in (*BESIDE, *also):
+        if (beside / name).exists() and beside.resolve() != out.resolve():
             shutil.copyfile(beside / name, out / name)
     part = out / "model.safetensors.part"
-    save_file(tensors, part, {"format": "pt"})
+    save_file(dict(tensors), part, {"format": "pt"})
     part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(out / "model.safetensors")
 
 
-def stored(folder: Path) -> dict[str, Any]:
+def stored(folder: str | Path) -> dict[str, Any]:
     """All tensors of a model folder, as they are stored."""
-    from safetensors import safe_open
-
-    found: dict[str, Any] = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}
-    return found
+    with ExitStack() as stack:
+        return {name: file.get_tensor(name) for name, file in open_weights(folder, stack).items()}
 
 
 def _branch(folder: Path, config: DecoderConfig, exit: int) -> dict[str, Any]:

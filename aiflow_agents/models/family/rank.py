@@ -13,7 +13,6 @@ than its factors, and stands for them in every count. Made by `training/decompos
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +23,7 @@ import numpy as np
 
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.family.config import open_weights
+from aiflow_agents.models.family.export import write
 from aiflow_agents.models.protocol import Shape
 
 Keep = float | Mapping[str, int]  # a share of every layer's parameters, or the rank of each layer by name (not named: full)
@@ -177,33 +177,8 @@ def compose(folder: str | Path, out: str | Path, keep: Keep = 1.0) -> Path:
             tensors[f"{name}.weight"] = product(files, name, rank).to(files[f"{name}.b"].get_slice(f"{name}.b")[:1].dtype).contiguous()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("rank", None)
-    write(out, config, tensors, beside=folder)
+    write(out, config, tensors, beside=folder, also=("recipe.yaml",))
     return out
-
-
-# What stands in a model folder beside its weights and says how it is spoken to.
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json", "recipe.yaml")
-
-
-def write(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], beside: Path) -> None:
-    """A model folder with the tokenizer of another. The weights come last: where they are, all is."""
-    from safetensors.torch import save_file
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in BESIDE:
-        if (beside / name).exists() and beside.resolve() != out.resolve():
-            shutil.copyfile(beside / name, out / name)
-    part = out / "model.safetensors.part"
-    save_file(dict(tensors), part, {"format": "pt"})
-    part.chmod(0o644)
-    part.replace(out / "model.safetensors")
-
-
-def tensors_of(folder: str | Path) -> dict[str, Any]:
-    """All tensors of a model folder, torch, as they are stored."""
-    with ExitStack() as stack:
-        return {name: file.get_tensor(name) for name, file in open_weights(folder, stack).items()}
 
 
 def _whole(folder: str | Path) -> UserError:
