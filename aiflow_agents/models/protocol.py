@@ -97,12 +97,16 @@ class Request:
 
 
 class Pass(NamedTuple):
-    """One run of `share` of an exit's blocks over `positions`, the first of which follows `context` others; at `heads` of them the head ran too."""
+    """One run of `share` of an exit's blocks over `positions`, the first of which follows `context` others; at `heads` of them the head ran too.
+
+    `read`: at how many of them what the last of these blocks puts out is used (None: at all). The others need only its keys and values.
+    """
 
     share: float
     positions: int
     context: int
     heads: int
+    read: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +162,19 @@ class Shape:
         """Bytes read to make one token: every block and the head once."""
         return (self.block_params + self.head_params) * self.dtype_bytes
 
+    @property
+    def tail_params(self) -> float:
+        """Of one block, what follows its attention. Where layers were cut to smaller ranks, the attention's own count as whole."""
+        return max(self.block_params / self.layers - self.width * self.head_dim * (self.heads + 2 * self.kv_heads), 0.0)
+
     def flops(self, tokens_in: int, tokens_out: int) -> tuple[float, float]:
         """(prefill, decode) FLOPs of one call: 2 per parameter and token, plus attention 4 * layers * heads * head_dim * context.
 
-        The prompt makes the first generated token, so decoding runs `tokens_out - 1` further positions.
+        The prompt makes the first generated token, so decoding runs `tokens_out - 1` further positions. Of the last block, only what follows
+        attention at the prompt's end is needed, and only that is run and counted.
         """
+        prefill = self.pass_flops(Pass(1.0, tokens_in, 0, 1, 1))
         pairs = 4.0 * self.layers * self.heads * self.head_dim
-        prefill = 2.0 * self.block_params * tokens_in + pairs * tokens_in * (tokens_in + 1) / 2 + 2.0 * self.head_params
         steps = max(tokens_out - 1, 0)
         context = steps * tokens_in + steps * (steps + 1) / 2
         return prefill, steps * 2.0 * (self.block_params + self.head_params) + pairs * context
@@ -173,7 +183,9 @@ class Shape:
         """FLOPs of one pass, counted as in `flops`."""
         pairs = 4.0 * self.layers * self.heads * self.head_dim
         context = run.positions * run.context + run.positions * (run.positions + 1) / 2
-        return run.share * (2.0 * self.block_params * run.positions + pairs * context) + 2.0 * self.head_params * run.heads
+        unread = 0 if run.read is None else run.positions - run.read
+        through = run.share * (2.0 * self.block_params * run.positions + pairs * context)
+        return through - 2.0 * self.tail_params * unread + 2.0 * self.head_params * run.heads
 
     def pass_bytes(self, run: Pass) -> float:
         """Bytes of weights that one pass reads."""

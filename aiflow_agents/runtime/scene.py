@@ -176,7 +176,7 @@ class Scene:
         new = reply.tokens_in + len(begin) - context
         steps = reply.tokens_out - (reply.finish != "unsure")  # who is unsure has read its own last token to find that out
         decode_flops = sum(shape.pass_flops(Pass(1.0, 1, context + new + t, 1)) for t in range(steps))
-        return _Work(new, shape.pass_flops(Pass(1.0, new, context, 1)), None, decode_flops, steps)
+        return _Work(new, shape.pass_flops(Pass(1.0, new, context, 1, 1)), None, decode_flops, steps)
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

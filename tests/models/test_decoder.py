@@ -95,10 +95,12 @@ def test_layers_can_be_run_in_pieces_from_a_hidden_state(make_checkpoint):
         elsewhere = Cache.new(decoder.config, 2, 12, torch.float32, range(3))
         whole = decoder.head(decoder.run(hidden, elsewhere, span, [2]))
         ends = torch.tensor([11, 4])
-        last = decoder.head(decoder.run(hidden, elsewhere, span, [2], last=ends))
+        last = decoder.head(decoder.run(hidden, elsewhere, span, [2], read=torch.stack((ends, ends - 2), 1)))
+        none = decoder.run(hidden, elsewhere, span, [2], read=torch.zeros(2, 0, dtype=torch.long))
     assert torch.equal(hidden, kept), "a hidden state that was handed over must not change afterwards"
     assert torch.equal(whole, decoder.logits(tokens))
-    torch.testing.assert_close(last[:, 0], whole[[0, 1], ends], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, torch.stack((whole[[0, 1], ends], whole[[0, 1], ends - 2]), 1), rtol=1e-4, atol=1e-4)
+    assert none.shape == (2, 0, 48)
     assert cache.k[2].abs().sum() == 0 and elsewhere.k[0].abs().sum() == 0, "each part writes its own layers only"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from aiflow_agents.models.family import engine as engine_module
 from aiflow_agents.models.family.decoder import Decoder
@@ -100,6 +101,19 @@ def test_a_long_prompt_goes_in_pieces(make_checkpoint):
     for stable in (True, False):
         answer = Engine(Decoder.load(folder), (), stable=stable).generate([prompt], max_tokens=[1])[0]
         assert answer.logprobs[0] == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(40, 1), (40, 9), (9, 30)])
+def test_the_flops_that_are_billed_are_those_that_are_run(lengths, make_checkpoint):
+    """torch counts products itself; those of attention are run over whole squares, half of which a mask leaves out."""
+    folder, _ = make_checkpoint("qwen3", hidden_size=256, intermediate_size=700, num_hidden_layers=3)
+    decoder, (prompt, answer) = Decoder.load(folder), lengths
+    with FlopCounterMode(display=False) as counter:
+        (made,) = Engine(decoder, [], stable=False).generate([[5] * prompt], max_tokens=[answer])
+    assert len(made.token_ids) == answer
+    run = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    squares = 2 * 2 * prompt**2 * decoder.config.heads * decoder.config.head_dim * 3
+    assert sum(decoder.config.shape().flops(prompt, answer)) == pytest.approx(sum(run.values()) - squares / 2, rel=0.005)
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_differ(worlds, monkeypatch):

@@ -125,7 +125,7 @@ def test_nothing_is_read_twice(team: Team) -> None:
         calls = [span for span in result.spans if span.kind == "call"]
         rounds = sum(span.who == "bee" for span in calls)
         prompt = len(tokenizer.prompt_ids(question))
-        once = shape.pass_flops(Pass(1.0, prompt + rounds - 1, 0, rounds))
+        once = shape.pass_flops(Pass(1.0, prompt + rounds - 1, 0, rounds, rounds))
         assert result.usage.flops == pytest.approx(3 * once)
         assert result.usage.tokens_in == 3 * (prompt + rounds - 1)
         assert result.usage.calls == 3 * rounds

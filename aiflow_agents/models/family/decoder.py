@@ -172,14 +172,14 @@ class Decoder:
         """tokens [rows, positions] -> hidden [rows, positions, width]."""
         return torch.nn.functional.embedding(tokens, self.embedding)
 
-    def run(self, hidden: Tensor, cache: Cache, span: Span, blocks: Sequence[int], last: Tensor | None = None) -> Tensor:
+    def run(self, hidden: Tensor, cache: Cache, span: Span, blocks: Sequence[int], read: Tensor | None = None) -> Tensor:
         """Run these blocks over hidden [rows, positions, width], writing keys and values to the cache.
 
-        `last` [rows] names the one position of each row that is wanted after the last of them, and the result is [rows, 1, width]: that block's
-        other positions need only their keys and values.
+        `read` [rows, m] names the positions that are wanted after the last of them, and the result is [rows, m, width]: of its other positions that
+        block needs only keys and values.
         """
         for i in blocks:
-            hidden = self._block(i, hidden, cache, span, last if i == blocks[-1] else None)
+            hidden = self._block(i, hidden, cache, span, read if i == blocks[-1] else None)
         return hidden
 
     def head(self, hidden: Tensor, exit: int | None = None) -> Tensor:
@@ -212,7 +212,7 @@ class Decoder:
         with torch.inference_mode():
             return self.head(self.over(self.embed(tokens), self.config.path(exit)), exit)
 
-    def _block(self, i: int, hidden: Tensor, cache: Cache, span: Span, last: Tensor | None) -> Tensor:
+    def _block(self, i: int, hidden: Tensor, cache: Cache, span: Span, read: Tensor | None) -> Tensor:
         c, layer = self.config, self.blocks[i]
         rows, positions, width = hidden.shape
         x = hidden.reshape(-1, width)  # [rows * positions, width]
@@ -230,15 +230,17 @@ class Decoder:
         columns = slice(span.first, span.first + positions)
         cache.k[i].view(rows, c.kv_heads, c.head_dim, -1)[..., columns] = k.permute(0, 2, 3, 1)
         cache.v[i].view(rows, c.kv_heads, -1, c.head_dim)[:, :, columns] = v.transpose(1, 2)
+        if read is not None and not read.shape[1]:
+            return hidden[:, :0]
 
         # 3. every query looks at the columns its mask leaves open
         q = q.transpose(1, 2).reshape(rows * c.kv_heads, positions * c.group, c.head_dim)
         scores = torch.baddbmm(span.mask, q, cache.k[i][:, :, : span.end], alpha=c.head_dim**-0.5)
         seen = torch.bmm(torch.softmax(scores, -1), cache.v[i][:, : span.end])  # [rows * kv_heads, positions * group, head_dim]
         seen = seen.view(rows, c.kv_heads, positions, c.group * c.head_dim).transpose(1, 2).reshape(rows, positions, -1)
-        if last is not None:
-            each, positions = torch.arange(rows), 1
-            x, seen = hidden[each, last], seen[each, last]
+        if read is not None:
+            each, positions = torch.arange(rows)[:, None], read.shape[1]
+            x, seen = hidden[each, read].view(-1, width), seen[each, read]
         x = _add_projected(x, seen.view(rows * positions, -1), layer.out, layer.out_bias)
 
         # 4. the gated inner layer

@@ -186,15 +186,14 @@ class Engine:
             tokens = torch.tensor([[*prompt, *[self.pad_id] * (length - len(prompt))] for prompt in some])
             part, first = cache.rows(start, stop), 0
             while length - first > PIECE:  # the scores of a piece take positions * end numbers a head, not the square of the length
-                piece = slice(first, first + PIECE)
-                self.decoder.run(self.decoder.embed(tokens[:, piece]), part, self.decoder.prompt_span(piece.start, piece.stop), path)
+                piece, none = slice(first, first + PIECE), torch.zeros(len(some), 0, dtype=torch.long)
+                self.decoder.run(self.decoder.embed(tokens[:, piece]), part, self.decoder.prompt_span(piece.start, piece.stop), path, none)
                 first = piece.stop
-            ends = torch.tensor([len(prompt) - 1 - first for prompt in some])
-            # The last block's short cut leaves only as many rows as prompts in its products, so it needs enough of them.
-            enough = len(some) >= self.min_rows
+            # Of the last block only the ends of the prompts are read, and as many positions before them as make the rows of its products enough.
+            ends = torch.tensor([[len(prompt) - 1 - first] for prompt in some])
+            read = (ends - torch.arange(-(-self.min_rows // len(some)))).clamp_(min=0)
             span = self.decoder.prompt_span(first, length, _up(length, self._step))
-            hidden = self.decoder.run(self.decoder.embed(tokens[:, first:]), part, span, path, last=ends if enough else None)
-            found.append(hidden[:, 0] if enough else hidden[torch.arange(len(some)), ends])
+            found.append(self.decoder.run(self.decoder.embed(tokens[:, first:]), part, span, path, read)[:, 0])
             start = stop
         return torch.cat(found)
 

@@ -153,14 +153,16 @@ class _Batch:
 
     def run(self) -> None:
         decoder = self.engine.decoder
-        # 1. the rest of the path over what came -> out [height, positions, width], after the exit's block
+        # 1. the rest of the path over what came -> out [height, longest draft, width], after the exit's block where the answer was drafted
         hidden = torch.zeros(self.height, self.positions, decoder.config.width, dtype=decoder.dtype)
         for i, start in enumerate(self.starts):
             hidden[i, : len(start.hidden)] = start.hidden.to(decoder.dtype)
         cache = Cache.new(decoder.config, self.height, self.columns, decoder.dtype, self.path)
         span, between = decoder.prompt_span(0, self.positions, self.prompt_columns), self.layer if self.further is None else self.further
         halfway = decoder.run(hidden, cache, span, self.path[self.layer : between])
-        out = decoder.run(halfway, cache, span, self.path[between:])
+        drafted = max(len(start.hidden) - start.prompt + 1 for start in self.starts)
+        begins = torch.tensor([start.prompt - 1 for start in self.starts] + [0] * (self.height - len(self.starts)))[:, None]
+        out = decoder.run(halfway, cache, span, self.path[between:], (begins + torch.arange(drafted)).clamp_(max=self.positions - 1))
         # 2. how much of each draft this exit would have said
         going = [i for i, row in enumerate(self.rows) if not self._check(i, row, out)]
         for i in range(len(self.rows)) if self.further is not None else ():
@@ -171,7 +173,7 @@ class _Batch:
         self._fill_lower(cache, going)
         picked = torch.tensor(going + going[-1:] * (self.engine.min_rows - len(going)))
         rows = [self.rows[i] for i in going]
-        ends = torch.tensor([len(row.prompt) - 1 for row in rows])
+        ends = torch.tensor([len(row.prompt) - self.starts[i].prompt for i, row in zip(going, rows, strict=True)])
         last = out[picked, torch.cat((ends, ends[-1:].expand(len(picked) - len(ends))))]
         made = [len(row.tokens) for row in rows]
         self.engine.decode(rows, cache.take(picked), last, self.prompt_columns, self.columns, self.exit)
@@ -182,7 +184,7 @@ class _Batch:
     def _check(self, i: int, row: Row, out: Tensor) -> bool:
         """Keep what agrees of the draft; True when it is the whole answer. Else the row's prompt ends where this exit differs."""
         start, engine = self.starts[i], self.engine
-        logits = engine.decoder.head(out[i, start.prompt - 1 : len(start.hidden)], self.exit)  # [draft, vocab]
+        logits = engine.decoder.head(out[i, : len(start.hidden) - start.prompt + 1], self.exit)  # [draft, vocab]
         logprobs = torch.log_softmax(logits, -1)
         limit = min(len(start.draft), row.room)
         tokens = logits.argmax(-1).tolist()
@@ -190,7 +192,7 @@ class _Batch:
         row.tokens += start.draft[:agreed]
         row.logprobs += logprobs[torch.arange(agreed), torch.tensor(start.draft[:agreed], dtype=torch.long)].tolist()
         share = (len(self.path) - self.layer) / len(self.path)
-        self.found[row.place].work.append(Pass(share, len(start.hidden), 0, max(len(start.draft), 1)))
+        self.found[row.place].work.append(Pass(share, len(start.hidden), 0, len(logits), len(logits)))
         if agreed and row.tokens[-1] in engine.eos_ids:
             row.finish = "stop"
             return True
@@ -234,7 +236,7 @@ class _Batch:
                     cache.v[layer][block, :n] = start.lower.values[layer][0].transpose(0, 1)
             elif start.token_ids is not None:
                 anew.append(i)
-                self.found[self.rows[i].place].work.append(Pass(self.layer / len(self.path), len(self.rows[i].prompt), 0, 0))
+                self.found[self.rows[i].place].work.append(Pass(self.layer / len(self.path), len(self.rows[i].prompt), 0, 0, 0))
             else:
                 raise UserError(f"layers below {self.layer} have not seen what was said: send the tokens along, or the lower layers' cache")
         if anew:
@@ -242,7 +244,8 @@ class _Batch:
             for i in anew:
                 tokens[i, : len(self.starts[i].hidden)] = torch.tensor(self.starts[i].token_ids)
             fresh = Cache.new(config, self.height, self.prompt_columns, decoder.dtype, range(self.layer))
-            decoder.run(decoder.embed(tokens), fresh, decoder.prompt_span(0, self.positions, self.prompt_columns), range(self.layer))
+            span, none = decoder.prompt_span(0, self.positions, self.prompt_columns), torch.zeros(self.height, 0, dtype=torch.long)
+            decoder.run(decoder.embed(tokens), fresh, span, range(self.layer), none)
             for i in anew:
                 block = slice(i * config.kv_heads, (i + 1) * config.kv_heads)
                 for layer in range(self.layer):
