@@ -3,7 +3,6 @@
     device, exit 1 --unsure: its hidden states--> edge, exit 3 --unsure: its own--> cloud, exit 7
 """
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -12,7 +11,6 @@ from pydantic import Field
 
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.protocol import Want
-from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology, Trial
@@ -25,7 +23,7 @@ class ExitCascade(Topology):
     `agreeing`: the same where it says what the exit before it said, which comes along with hidden states.
     `send`: hidden states, coded by `codec` (None: what the family ships for them, or float16), or the question's text, as any cascade would. `lower`
     sends keys and values of the lower layers along; else the tokens go with the states, and a receiver that differs from the draft reads them again.
-    `otherwise`: what happens where two members turn out to have different weights: the question goes as text, or such a team is refused.
+    `otherwise`: where two members turn out to have different weights, the question goes as text, or such a team is refused.
     """
 
     thresholds: tuple[float, ...] | None = None
@@ -44,10 +42,10 @@ class ExitCascade(Topology):
             raise UnmetNeed(f"topology 'exit-cascade' needs different exits of one family (`exit:` in the team file); team '{team.name}' has others")
 
     def fit(self, trial: Trial) -> Self:
-        """From what each exit says alone: going on changes no answer, but for what a lossy codec does."""
+        """From what each exit says alone; where a lossy codec then keeps less, ask for more, up to a point."""
         if self.thresholds is not None:
             return self
-        exits = by_depth(trial.team)
+        exits = trial.team.by_depth()
         marks = np.array([trial.marks[agent.name] for agent in exits])  # [exits, questions]
         sure = np.array([[p or 0.0 for p in trial.confidence[agent.name]] for agent in exits[:-1]])
         flops = np.array([trial.flops[agent.name] for agent in exits])
@@ -56,12 +54,16 @@ class ExitCascade(Topology):
             flops[1:] *= [1 - (a.exit or 0) / b.info.shape.layers for a, b in pairwise(exits)]  # the layers below were run before
             said = np.array([trial.answers[agent.name] for agent in exits[:-1]], dtype=object)
             agrees[1:] = said[1:] == said[:-1]
-        thresholds, agreeing = cheapest(marks, sure, flops, self.keep, agrees)
-        return self.model_copy(update={"thresholds": thresholds, "agreeing": agreeing})
+        for more in (0.0, 0.0025, 0.005, 0.0075, 0.01):
+            found = cheapest(marks, sure, flops, min(self.keep + more, 1.0), agrees)
+            fitted = self.model_copy(update=dict(zip(("thresholds", "agreeing"), found, strict=True)))
+            if self.send == "text" or trial.accuracy(fitted)[0] >= self.keep * marks[-1].mean():
+                break
+        return fitted
 
     async def run(self, task: Task, team: Team) -> Message:
-        exits = by_depth(team)
-        said: Message | None = None
+        exits = team.by_depth()
+        said = None
         for i, agent in enumerate(exits):
             keeps = self.send == "hidden" and agent is not exits[-1] and agent.exit is not None
             want = Want(agent.exit or 0, self.codec or agent.codec(agent.exit or 0), self.lower) if keeps else None
@@ -72,9 +74,5 @@ class ExitCascade(Topology):
                 agrees = here is not None and here.answer == said.answer
                 thresholds = (self.agreeing if agrees else None) or self.thresholds or (0.8,) * len(exits)
                 if agent is exits[-1] or (said.confidence or 0.0) >= thresholds[i]:
-                    return said
-        raise AssertionError("a team has a last member")
-
-
-def by_depth(team: Iterable[Agent]) -> list[Agent]:
-    return sorted(team, key=lambda agent: (agent.exit is None, agent.exit or 0))
+                    break
+        return said

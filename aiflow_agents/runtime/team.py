@@ -133,6 +133,10 @@ class Team:
         """The first agent with this role, if any."""
         return next((agent for agent in self if agent.role == role), None)
 
+    def by_depth(self) -> list[Agent]:
+        """The agents, those that leave a family earlier first; a whole model comes last."""
+        return sorted(self, key=lambda agent: (agent.exit is None, agent.exit or 0))
+
     def only(self, *names: str) -> Team:
         """The same team with these members alone."""
         return replace(self, agents={name: self[name] for name in names})
