@@ -33,7 +33,7 @@ def cheapest(marks: np.ndarray, sure: np.ndarray, flops: np.ndarray, keep: float
     def chosen(on: np.ndarray, ask: float) -> int:
         """The cheapest that keeps `ask` on these folds, and of equals the best."""
         enough = got[:, on].sum(1) >= ask * whole[on].sum() - 1e-9
-        return min(np.flatnonzero(enough), key=lambda i: (spent[i, on].sum(), -got[i, on].sum()))
+        return min(np.flatnonzero(enough).tolist(), key=lambda i: (spent[i, on].sum(), -got[i, on].sum()))
 
     def elsewhere(ask: float) -> float:
         return sum(got[chosen(np.arange(FOLDS) != fold, ask), fold] for fold in range(FOLDS))
@@ -44,7 +44,9 @@ def cheapest(marks: np.ndarray, sure: np.ndarray, flops: np.ndarray, keep: float
     return alone, agreeing
 
 
-def _outcome(pairs: Sequence[tuple[float, float]], marks: np.ndarray, sure: np.ndarray, flops: np.ndarray, agrees: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _outcome(
+    pairs: Sequence[tuple[float, float]], marks: np.ndarray, sure: np.ndarray, flops: np.ndarray, agrees: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(marks, FLOPs) of each question with these thresholds."""
     wanted = np.where(agrees, *(np.array(column)[:, None] for column in zip(*((b, a) for a, b in pairs), strict=True)))
     reached = np.logical_and.accumulate(sure < wanted).sum(0)  # the stage that answers
