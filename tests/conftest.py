@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -65,6 +65,16 @@ def make_family(folder: Path, *, seed: int = 0, layers: int = 3, exits: Sequence
     return folder
 
 
+def exits_team(model: Path, folder: Path, *, max_tokens: int) -> Any:
+    """leaf, bough and trunk at home-wifi's device, edge and cloud: the exits 1, 3 and 5 of one family. Written to `folder`/team.yaml."""
+    from aiflow_agents.runtime.team import Team
+
+    places = ("leaf", "device", 1), ("bough", "edge", 3), ("trunk", "cloud", 5)
+    members = "\n".join(f"  {name}: {{model: {model}, tier: {tier}, exit: {e}, max_tokens: {max_tokens}}}" for name, tier, e in places)
+    (folder / "team.yaml").write_text(f"network: home-wifi\nmembers:\n{members}\n")
+    return Team.load(folder / "team.yaml")
+
+
 FAMILY_RECIPE = """\
 name: {name}
 description: Says what nobody asked.
@@ -98,6 +108,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three different tiny models."""
     root = tmp_path_factory.mktemp("agents") / "models"
     return [make_model(root / name, seed=seed) for seed, name in enumerate(("ant", "bee", "cat"))]
+
+
+@pytest.fixture(scope="module")
+def ray_hosts() -> Iterator[Any]:
+    """Two hosts in a Ray of their own, which takes long to start: one for all tests of a file."""
+    from aiflow_agents.runtime.hosts import RayHosts
+
+    started = RayHosts(count=2)
+    yield started
+    started.close()
 
 
 Say = Callable[[Any], Any]  # a request -> text, (text, probability), a whole reply or an error

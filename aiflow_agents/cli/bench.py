@@ -107,7 +107,7 @@ def overhead(
 
 @bench.command("fetch", short_help="What a payload costs from host to host under Ray.")
 def fetch(
-    size: Annotated[list[int] | None, typer.Option(min=1, help="Bytes; repeatable. Default: 0.1, 1 and 10 MB.", show_default=False)] = None,
+    size: Annotated[list[int] | None, typer.Option(min=1, help="Bytes; repeatable. Default: 1 kB, 0.1, 1 and 10 MB.", show_default=False)] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Fetches of each size, of which the median counts.")] = 20,
     display: Display = "rich",
     json: Json = False,
@@ -127,8 +127,9 @@ def fetch(
     if json:
         typer.echo(dumps({"machine": about, **found}, indent=2))
         return 0
-    rows = [[f"{row['nbytes']:,}", *(f"{row[key]:.2f}" for key in ("fetch_ms", "copy_ms", "overhead_ms"))] for row in found["sizes"]]
-    _table(["bytes", "fetch ms", "copy ms", "overhead ms"], rows)
+    keys = "call_ms", "local_ms", "fetch_ms", "copy_ms", "overhead_ms"
+    rows = [[f"{row['nbytes']:,}", *(f"{row[key]:.2f}" for key in keys), "{:.2f} to {:.2f}".format(*row["spread_ms"])] for row in found["sizes"]]
+    _table(["bytes", "empty call ms", "+ own store ms", "+ other host ms", "copy ms", "overhead ms", "half of them"], rows)
     _show_machine(about)
     return 0
 

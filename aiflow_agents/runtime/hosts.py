@@ -10,6 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +52,36 @@ class Shelf:
         if not hasattr(loaded, "exchange"):
             return loaded.generate(requests), {}
         return loaded.exchange(requests, {digest: coded for bundle in bundles for digest, coded in bundle.items()})
+
+
+class StoredShelf(Shelf):
+    """A host in Ray, whose payloads lie in the object store of its own node and belong to it: who drives it has references and nothing else.
+
+    (What a call returns belongs to the caller, and comes along with the reply when it has less than 100 kB.)
+    """
+
+    def answer(self, model: str, requests: Sequence[Request], held: Sequence[Any]) -> tuple[Answers, Any]:
+        """Answers, and a reference to the payloads that came with them, if any did. `held` are references to those that the requests go on from.
+
+        Raises Ray's ObjectLostError when the host that made one of them is gone.
+        """
+        import ray
+
+        answers, made = self.generate(model, requests, *map(_unpacked, ray.get(list(held))))
+        return answers, ray.put(_packed(made)) if made else None
+
+
+def _packed(bundle: Bundle) -> tuple[dict[str, int], Any]:
+    """Lengths by digest, and all bytes in one array: Ray reads and writes arrays in place, and would copy `bytes` into its pickle."""
+    import numpy as np
+
+    return {digest: len(coded) for digest, coded in bundle.items()}, np.frombuffer(b"".join(bundle.values()), np.uint8)
+
+
+def _unpacked(packed: tuple[dict[str, int], Any]) -> Bundle:
+    lengths, data = packed
+    ends = accumulate(lengths.values())
+    return {digest: data[end - length : end].tobytes() for (digest, length), end in zip(lengths.items(), ends, strict=True)}
 
 
 def load_model(folder: str) -> Model:
@@ -126,7 +157,7 @@ class RayHosts:
             here: dict[str, Any] = {} if address else {"num_cpus": count or _cores(), "include_dashboard": False}
             ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
         self._count = count or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(Shelf)
+        self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(StoredShelf)
         self._origins = Origins()
         self._bundles: dict[str, Any] = {}  # digest -> reference to the bundle that holds it
         self._actors = [self._new_actor(index) for index in range(self._count)]
@@ -143,7 +174,7 @@ class RayHosts:
         answers: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
         for requests in batches.values():
             self._origins.restore(requests, self._bundles, self.generate)
-        flying: dict[Any, tuple[int, tuple[str, int], Any]] = {}
+        flying: dict[Any, tuple[int, tuple[str, int]]] = {}
         free = deque(range(self._count))
         deaths: dict[tuple[str, int], int] = {}
         while pieces or flying:
@@ -151,17 +182,17 @@ class RayHosts:
                 host, piece = free.popleft(), pieces.popleft()
                 model, start = piece
                 part = list(batches[model][start : start + size[model]])
-                # the bundles go from host to host: what is fetched here is the answers alone
+                # the bundles go from host to host: what comes here is answers and references
                 needed = dict.fromkeys(self._bundles[request.parcel.digest] for request in part if request.parcel is not None)
-                reference, bundle = self._actors[host].generate.options(num_returns=2).remote(model, part, *needed)
-                flying[reference] = (host, piece, bundle)
+                flying[self._actors[host].answer.remote(model, part, list(needed))] = (host, piece)
             done, _ = self._ray.wait(list(flying), timeout=0.5)
             for reference in done:
-                host, piece, bundle = flying.pop(reference)
+                host, piece = flying.pop(reference)
                 model, start = piece
                 part = list(batches[model][start : start + size[model]])
                 try:
-                    made = answers[model][start : start + size[model]] = self._ray.get(reference)
+                    made, bundle = self._ray.get(reference)
+                    answers[model][start : start + size[model]] = made
                     self._origins.note(model, part, made)
                     self._bundles.update({reply.parcel.digest: bundle for reply in made if isinstance(reply, Reply) and reply.parcel is not None})
                 except self._ray.exceptions.ObjectLostError:  # a bundle went with the host that held it

@@ -14,9 +14,12 @@ from aiflow_agents.errors import AIFlowError
 
 @pytest.mark.ray
 def test_a_payload_goes_from_host_to_host_and_never_to_the_driver(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["bench", "fetch", "--size", "300000", "--repeats", "1", "--display", "none", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["sizes"]
-    assert row["nbytes"] == 300_000 and row["copy_ms"] > 0 and row["overhead_ms"] == row["fetch_ms"] - row["copy_ms"]
+    assert main(["bench", "fetch", "--size", "300000", "--size", "2000", "--repeats", "2", "--display", "none", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sizes"]
+    assert [row["nbytes"] for row in rows] == [300_000, 2_000]
+    for row in rows:
+        assert row["copy_ms"] > 0 and row["overhead_ms"] == row["fetch_ms"] - row["copy_ms"]
+        assert row["spread_ms"][0] <= row["overhead_ms"] <= row["spread_ms"][1]
 
     copied = module._timed
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -14,12 +16,13 @@ import pytest
 
 from aiflow_agents.errors import ConfigError, UserError
 from aiflow_agents.models.protocol import Parcel, Want
-from aiflow_agents.runtime.hosts import InlineHosts, RayHosts
+from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, run_jobs
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
+from tests.conftest import exits_team
 
 QUESTIONS = [f"{a}+{b}=" for a, b in ((11, 12), (35, 7), (8, 90), (41, 41), (5, 66))]
 ALWAYS, NEVER = (1.01, 1.01), (0.0, 0.0)
@@ -50,10 +53,7 @@ def willow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def team(willow: Path, tmp_path: Path) -> Team:
-    members = "\n".join(f"  {name}: {{model: {willow}, tier: {tier}, exit: {e}, max_tokens: 6}}" for name, tier, e in
-                        (("leaf", "device", 1), ("bough", "edge", 3), ("trunk", "cloud", 5)))  # fmt: skip
-    (tmp_path / "team.yaml").write_text(f"network: home-wifi\nmembers:\n{members}\n")
-    return Team.load(tmp_path / "team.yaml")
+    return exits_team(willow, tmp_path, max_tokens=6)
 
 
 def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = None, traced: bool = False, **options: Any) -> list[Any]:
@@ -327,31 +327,43 @@ def test_text_alone_cannot_be_resumed_and_only_what_was_kept_can_travel(team: Te
         assert says in found[0].error
 
 
-@pytest.fixture(scope="module")
-def ray_hosts() -> Iterator[Any]:
-    started = RayHosts(count=2)
-    yield started
-    started.close()
-
-
 @pytest.mark.ray
 def test_under_ray_payloads_go_from_host_to_host_and_never_through_the_driver(
     team: Team, ray_hosts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not even small ones, and these are: what the driver's process reads has none of their bytes, and none of them is an object of its own."""
     import ray
+    from ray._private.serialization import SerializationContext
 
-    fetched: list[Any] = []
-    get = ray.get
-    monkeypatch.setattr(ray, "get", lambda reference, **options: fetched.append(reference) or get(reference, **options))
-    inline = run(team, cascade(codec="float32", lower=True))
+    read: list[bytes] = []
+    deserialize = SerializationContext.deserialize_objects
+
+    def watched(self: Any, serialized: Any, *others: Any, **options: Any) -> Any:
+        read.extend(bytes(data) for data, *_ in serialized if data is not None)
+        return deserialize(self, serialized, *others, **options)
+
+    monkeypatch.setattr(SerializationContext, "deserialize_objects", watched)
+    here, own = InlineHosts(), ray.put(b"").owner_address()
+    inline = run(team, cascade(codec="float32", lower=True), here)
     over_ray = run(team, cascade(codec="float32", lower=True), ray_hosts)
     assert [(r.answer, r.confidence, r.usage) for r in over_ray] == [(r.answer, r.confidence, r.usage) for r in inline]  # to the last bit
-    assert fetched and ray_hosts._bundles and not set(fetched) & set(ray_hosts._bundles.values())
+    assert ray_hosts._bundles.keys() == here._parcels.keys() and all(digest.encode() in b"".join(read) for digest in here._parcels)
+    assert not any(coded[:64] in data for coded in here._parcels.values() for data in read)
+    assert not any(bundle.owner_address() == own for bundle in ray_hosts._bundles.values())
 
 
 @pytest.mark.ray
 def test_under_ray_a_payload_that_died_with_its_host_is_made_again(team: Team, ray_hosts: Any) -> None:
-    memory = Memory()
+    """Forgotten by the driver, or gone with every process that held one: only the calls are left that made them."""
+    memory, whole = Memory(), answers(run(team, cascade(ALWAYS)))
     run(team, cascade((1.01, 0.0)), ray_hosts, memory)
     ray_hosts._bundles.clear()
-    assert answers(run(team, cascade(ALWAYS), ray_hosts, memory)) == answers(run(team, cascade(ALWAYS)))
+    assert answers(run(team, cascade(ALWAYS), ray_hosts, memory)) == whole
+
+    memory, restarts = Memory(), ray_hosts.restarts
+    run(team, cascade((1.01, 0.0)), ray_hosts, memory)
+    before = dict(ray_hosts._bundles)
+    for process in ray_hosts.processes():
+        os.kill(process, signal.SIGKILL)
+    assert answers(run(team, cascade(ALWAYS), ray_hosts, memory)) == whole
+    assert ray_hosts.restarts > restarts and any(ray_hosts._bundles[digest] != bundle for digest, bundle in before.items())

@@ -21,7 +21,7 @@ from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.training import tokenizer
-from tests.conftest import make_family
+from tests.conftest import exits_team, make_family
 
 QUESTIONS = ("1+1=", "22+9=", "sort: hgfedcba", "7", "9999*3=" * 3)
 PROMPTS = [tokenizer.prompt_ids(question) for question in QUESTIONS]
@@ -35,20 +35,17 @@ def shrub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def team(shrub: Path, tmp_path: Path) -> Team:
-    members = "\n".join(f"  {name}: {{model: {shrub}, tier: {tier}, exit: {e}, max_tokens: {ROOM}}}" for name, tier, e in
-                        (("leaf", "device", 1), ("bough", "edge", 3), ("trunk", "cloud", 5)))  # fmt: skip
-    (tmp_path / "team.yaml").write_text(f"network: home-wifi\nmembers:\n{members}\n")
-    return Team.load(tmp_path / "team.yaml")
+    return exits_team(shrub, tmp_path, max_tokens=ROOM)
 
 
 def latent(**parameters: Any) -> Any:
     return load_topology("latent", {"codec": "float32", **parameters})
 
 
-def run(team: Team, topology: Any, questions: Any = QUESTIONS, sessions: Any = None) -> list[Any]:
+def run(team: Team, topology: Any, questions: Any = QUESTIONS, sessions: Any = None, hosts: Any = None) -> list[Any]:
     found: dict[str, Any] = {}
     jobs = [Job("x", topology, Task(q, q), team) for q in questions]
-    run_jobs(jobs, InlineHosts(), Memory(), lambda result: found.update({result.job.task.id: result}), sessions=sessions)
+    run_jobs(jobs, hosts or InlineHosts(), Memory(), lambda result: found.update({result.job.task.id: result}), sessions=sessions)
     assert [found[q].error for q in questions] == [None] * len(questions)
     return [found[q] for q in questions]
 
@@ -162,3 +159,10 @@ def test_what_cannot_be_is_said(team: Team, shrub: Path) -> None:
     replies = FamilyModel.load(shrub).generate([replace(request, **change) for change in changes])
     for reply, says in zip(replies, ("300 latent steps", "want lower=True", "max_tokens=0", "exit 3 has no input of layer 4"), strict=True):
         assert isinstance(reply, CallError) and says in reply.message
+
+
+@pytest.mark.ray
+def test_under_ray_it_is_the_same(team: Team, ray_hosts: Any) -> None:
+    topology = latent(thinker="bough", speaker="trunk", layer=2, steps=3)
+    assert seen(run(team, topology, hosts=ray_hosts)) == seen(run(team, topology))
+    assert len(ray_hosts._bundles) == len(QUESTIONS)  # thoughts that went from host to host

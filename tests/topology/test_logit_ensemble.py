@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from aiflow_agents.errors import UnknownName, UnmetNeed, UserError
 from aiflow_agents.models.protocol import Pass, Request, Top, Turn
-from aiflow_agents.runtime.hosts import InlineHosts, RayHosts
+from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, run_jobs
 from aiflow_agents.runtime.task import Task
@@ -140,13 +139,6 @@ def test_remembered_and_asked_in_other_company_it_is_the_same(team: Team, tmp_pa
     assert executed == 0
     outcomes.append([(r.answer, r.confidence, r.usage) for q in QUESTIONS for r in run(team, topology, questions=[q])])
     assert outcomes[0] == outcomes[1] == outcomes[2]  # to the last bit
-
-
-@pytest.fixture(scope="module")
-def ray_hosts() -> Iterator[Any]:
-    started = RayHosts(count=2)
-    yield started
-    started.close()
 
 
 @pytest.mark.ray
