@@ -94,7 +94,6 @@ def _hosts() -> Iterator[tuple[Any, Any, Any]]:
     if ray.is_initialized():
         raise AIFlowError("Ray is running in this process already; the bench starts one of its own")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 are too few for a busy machine
     store = {"object_store_memory": 200_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
     try:
