@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 
 from aiflow_agents.config import load_python
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
+from aiflow_agents.runtime.latex import plain
 from aiflow_agents.runtime.task import Task
 
 Scorer = Callable[[str, Task], float]
@@ -30,7 +31,13 @@ def number(answer: str, task: Task) -> float:
     return float(bool(found and expected) and float(found[-1]) == float(expected[-1]))
 
 
-SCORERS: dict[str, Scorer] = {"exact": exact, "folded": folded, "number": number}
+def math(answer: str, task: Task) -> float:
+    """1 for the expected answer in any of its spellings: see `runtime.latex`."""
+    said, expected = plain(answer), plain(task.expected or "")
+    return float(bool(said) and said == expected)
+
+
+SCORERS: dict[str, Scorer] = {"exact": exact, "folded": folded, "number": number, "math": math}
 
 
 def load_scorer(name: str, folder: Path) -> Scorer:
@@ -54,7 +61,7 @@ def _watched(score: Scorer, file: Path) -> Scorer:
             mark = float(score(answer, task))
         except Exception as error:
             raise UserError(f"{file}: score({answer!r}, task {task.id}) raised {type(error).__name__}: {error}") from error
-        if not (math.isfinite(mark) and 0.0 <= mark <= 1.0):
+        if not (isfinite(mark) and 0.0 <= mark <= 1.0):
             raise UserError(f"{file}: score({answer!r}, task {task.id}) gave {mark}; expected a number from 0 to 1")
         return mark
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
+from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
@@ -54,6 +55,7 @@ class Agent:
     calibration: Calibration = AS_IT_IS
     exit: int | None = None  # of a family; None is the whole model
     keep: float | None = None  # the share of a decomposed model's parameters; None is all
+    extract: Extract = str.strip  # what of its text is the answer
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,7 +136,7 @@ class Agent:
             scene.hellos[id] = self.hello
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
-        return Message(id, self.name, self.node, parents, usage, "text", reply.text, reply.text.strip(), confidence, cargo)
+        return Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo)
 
     def _drafted(self, request: Request, reply: Reply, begin: Draft | None) -> tuple[Draft, float | None]:
         """The draft that a reply is, with the confidence in all of it: None where it began with what another one said, or with nothing."""

@@ -17,12 +17,14 @@ from aiflow_agents.net.cost import named_shape
 from aiflow_agents.net.network import Network
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.agent import AS_IT_IS, Agent, Calibration
+from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.wire.message import Message
 
 if TYPE_CHECKING:
     from aiflow_agents.runtime.run import Result
 
 DEFAULT_NETWORK = "home-wifi"
+MAX_TOKENS = 32
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ class MemberFile(BaseModel):
     role: str = "member"
     prompt: str | None = None
     sampling: SamplingFile = SamplingFile()
-    max_tokens: Annotated[int, Field(gt=0)] = 32
+    max_tokens: Annotated[int, Field(gt=0)] | None = Field(default=None, description="default: as the suite says, or else 32")
     costs_as: str | None = None
     exit: Annotated[int, Field(ge=0)] | None = None
     keep: Annotated[float, Field(gt=0, le=1, description="share of a decomposed model's parameters")] | None = None
@@ -95,8 +97,8 @@ class Team:
     network: Network
 
     @classmethod
-    def load(cls, name: str | Path, *, network: str | Path | None = None) -> Team:
-        """A team by name or path, on its own network or another. Loads no weights.
+    def load(cls, name: str | Path, *, network: str | Path | None = None, max_tokens: int = MAX_TOKENS) -> Team:
+        """A team by name or path, on its own network or another. Loads no weights. `max_tokens` is for members whose file does not say how many.
 
         Raises UnknownName, ConfigError (file, line, key) or UserError (a model folder without weights).
         """
@@ -107,7 +109,7 @@ class Team:
         taken: dict[str, int] = {}
         for member, spec in read.members.items():
             node = _place(spec, member, net, taken, entry.path)
-            agents[member] = _agent(member, spec, node, net.home, entry.path)
+            agents[member] = _agent(member, spec, node, net.home, entry.path, max_tokens)
         team = cls(entry.name, agents, net)
         for agent in team:
             net.route(net.home, agent.node)  # raises NoRoute before anything runs
@@ -145,6 +147,10 @@ class Team:
         """The same team, whose confidences mean what they say."""
         return replace(self, agents={name: replace(agent, calibration=calibrations.get(name, AS_IT_IS)) for name, agent in self.agents.items()})
 
+    def extracting(self, extract: Extract) -> Team:
+        """The same team, of whose texts the answers are found so."""
+        return replace(self, agents={name: replace(agent, extract=extract) for name, agent in self.agents.items()})
+
     async def ask(self, question: str | Message, **options: Any) -> list[Message]:
         """Ask every member the same, at once. Raises the first member's error after all have answered."""
         return await gather(agent.ask(question, **options) for agent in self)
@@ -179,7 +185,7 @@ def _mistake(what: str, file: Path, member: str, key: str) -> ConfigError:
     return ConfigError(what, file=file, line=line_of(file, "members", member, key), key=f"members.{member}.{key}")
 
 
-def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> Agent:
+def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_tokens: int) -> Agent:
     from aiflow_agents.models.family.model import at_exit, model_info
     from aiflow_agents.models.family.rank import Keep, spend
 
@@ -205,7 +211,7 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path) -> A
         role=spec.role,
         prompt=spec.prompt,
         sampling=Sampling(spec.sampling.temperature, spec.sampling.top_p),
-        max_tokens=spec.max_tokens,
+        max_tokens=spec.max_tokens or max_tokens,
         shape=Shape(**asdict(named_shape(spec.costs_as))) if spec.costs_as else None,
         exit=spec.exit,
         keep=spec.keep,
