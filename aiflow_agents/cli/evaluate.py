@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiflow_agents.evals.suite import Suite
 
 # what a run is: its config.json keeps these, and they win over that file only where they are given
-WHAT = ("team", "network", "topology", "parameter", "seed", "limit", "repeats")
+WHAT = ("team", "network", "topology", "parameter", "seed", "limit", "repeats", "data")
 # how it is done: no run remembers these, so a command that goes on with one says them again
 HOW = ("runtime", "ray_address", "reuse", "require_gain", "display", "json")
 
@@ -39,6 +39,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Draws the questions, and every sampled answer.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="How many test tasks. Default: as the suite says.", show_default=False)] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each task is answered.")] = 1,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A file, folder or Hugging Face name to read in place of the suite's data, in the same columns.", show_default=False),
+    ] = None,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="ray: one host a core; inline: this process.")] = "ray",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.", show_default=False)] = None,
     log_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("logs"),
@@ -60,6 +64,9 @@ def evaluate(
     """Ask a team many questions and say, with evidence, whether it beats its best member, and what that costs.
 
     A run is a folder. What is given here wins over --config, and that over what the suite says.
+
+    gsm8k, math-500, mmlu, mmlu-pro and arc read public benchmarks, from the Hugging Face hub or from --data. The models that come with this
+    package are far too small for those: give a --team of real ones, or the scores mean nothing.
     """
     from aiflow_agents.cli.display import watcher
     from aiflow_agents.cli.main import disk_is_full
@@ -75,7 +82,7 @@ def evaluate(
         raise UserError("--resume goes on with a run and --config begins a new one: give one of them")
     resume = resume.parent if resume and resume.name == "config.json" else resume
     saved = _saved(resume, config)
-    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats}
+    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats, "data": data}
     settings: dict[str, Any] = {key: value if key in given or saved is None else getattr(saved, key) for key, value in asked.items()}
     settings["topologies"] = _patterns(topology, parameter) or (saved.topologies if saved else None)
     suite = suite or (saved.suite if saved else None)

@@ -19,6 +19,7 @@ from aiflow_agents.evals.run_folder import RunFolder
 from aiflow_agents.evals.runner import Evaluation, Silence, Watcher, new_run_path
 from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.evals.verdict import percent, points, quantity, sentence
+from aiflow_agents.runtime.extraction import extraction
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.scene import stable_hash
@@ -101,15 +102,16 @@ def plan(
     seed: int = 0,
     limit: int | None = None,
     repeats: int = 1,
+    data: str | Path | None = None,
 ) -> Evaluation:
     """The evaluation that `evaluate` would run, checked: every topology has answered a question with members that only pretend to think.
 
-    Loads no weights. What a suite's file names by path is looked up beside that file.
+    Loads no weights. What a suite's file names by path is looked up beside that file; `data` is read in place of what it names, from here.
     """
     suites = [suite] if isinstance(suite, Suite) else load_suites(suite)
     if len(suites) != 1:
         raise UserError(f"'{suite}' is a group of suites: evaluate {', '.join(s.name for s in suites)} one by one")
-    one = suites[0]
+    one = suites[0].reading(None if data is None else str(data))
     if isinstance(team, Team):
         if network is not None:
             raise UserError("a Team brings its network along: give `network` to Team.load instead")
@@ -117,7 +119,8 @@ def plan(
     else:
         where = _entry("team", team, one.file.team, one)
         net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
-        people, team_name = Team.load(where.path, network=net), _findable(where)
+        people, team_name = Team.load(where.path, network=net, max_tokens=one.file.max_tokens), _findable(where)
+    people = people.extracting(extraction(one.file.extract))
     if topologies is None:
         patterns = []
         for place, (name, parameters) in enumerate(one.topologies()):
@@ -138,10 +141,14 @@ def plan(
         "limit": limit,
         "repeats": repeats,
     }
+    if one.data is not None:
+        config["data"] = one.data
     evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config)
     rehearse(evaluation)
     # not to be set by anyone, but a run does not go on with other weights or other questions than it began with
     config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in people}
+    if one.file.extract != "text":
+        config["extract"] = one.file.extract if isinstance(one.file.extract, str) else one.file.extract.model_dump(exclude_defaults=True)
     config["tasks"] = f"{len(evaluation.dev)} dev, {len(evaluation.test)} test, {stable_hash(evaluation.dev, evaluation.test):016x}"
     return evaluation
 

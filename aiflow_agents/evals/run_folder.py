@@ -24,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunConfig(BaseModel):
-    """config.json: what was asked. `members` and `tasks` say what that came to, so that a run does not go on with other ones."""
+    """config.json: what was asked. `members`, `tasks` and `extract` say what that came to, so that a run does not go on with other ones."""
 
     model_config = ConfigDict(extra="forbid")
     suite: str
@@ -34,8 +34,10 @@ class RunConfig(BaseModel):
     seed: int = 0
     limit: int | None = None
     repeats: int = 1
+    data: str | None = None
     members: dict[str, str] = {}
     tasks: str = ""
+    extract: str | dict[str, Any] = "text"
 
 
 class OtherRun(UserError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from aiflow_agents import catalog
 from aiflow_agents.config import line_of, load_yaml
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
+from aiflow_agents.evals.benchmarks import Columns, benchmark_tasks
 from aiflow_agents.evals.scorer import Scorer, load_scorer
+from aiflow_agents.evals.source import open_source
+from aiflow_agents.runtime.extraction import Named, Pattern
 from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import MAX_TOKENS
 from aiflow_agents.skills.splits import balanced, skill
 
 Count = Annotated[int, Field(gt=0)]
@@ -36,7 +40,9 @@ class Counts(BaseModel):
 class SuiteFile(BaseModel):
     """evals/<name>/eval.yaml.
 
-    Tasks come from `skills` (drawn anew for every seed) or from `data` (a JSONL file with id, question, answer, split, tags).
+    Tasks come from `skills` (drawn anew for every seed) or from `data`: a JSONL file with id, question, answer, split, tags; or, with `columns`, a
+    benchmark in its own columns, in a file, a folder or on the Hugging Face hub (see `source`). `extract` says what of a text is the answer (see
+    `runtime.extraction`), `max_tokens` how long answers may be of members whose team file does not say it.
 
     With `suites` it is a group: running it runs each of them.
     """
@@ -49,6 +55,10 @@ class SuiteFile(BaseModel):
     topologies: tuple[str | dict[str, dict[str, Any]], ...] = ()
     skills: tuple[Annotated[str, AfterValidator(_known_skill)], ...] = ()
     data: str | None = None
+    columns: Columns | None = None
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    extract: Named | Pattern = "text"
+    max_tokens: Count = MAX_TOKENS
     tasks: Counts = Counts(dev=500, test=1000)
     scorer: str = "exact"
 
@@ -59,6 +69,8 @@ class SuiteFile(BaseModel):
                 raise ValueError("a suite names its default team: `team: <name>`")
             if bool(self.skills) == bool(self.data):
                 raise ValueError("tasks come from `skills` or from `data`: give one of them")
+        if self.columns and not self.data:
+            raise ValueError("`columns` says how `data` is read: give both")
         for entry in self.topologies:
             if not isinstance(entry, str) and len(entry) != 1:
                 raise ValueError("each entry of `topologies` is a name, or one name with its parameters: `debate: {rounds: 2}`")
@@ -73,19 +85,33 @@ class Suite:
     folder: Path
     file: SuiteFile
     scorer: Scorer
+    data: str | None = None  # instead of the file's own
 
     def tasks(self, split: str, seed: int, limit: int | None = None) -> list[Task]:
         """The tasks of a split, the first `limit` of them; from a file, all of them where `tasks` says nothing.
 
         A `limit` above the suite's own number gives more test tasks, and no more dev tasks. Raises ConfigError for a task without an answer.
         """
-        if self.file.data:
-            given = _read(self.folder / self.file.data, split)
-            return given[: limit or (getattr(self.file.tasks, split) if "tasks" in self.file.model_fields_set else None)]
         count = getattr(self.file.tasks, split)
+        if self.file.columns:
+            home = self.file.data or ""
+            source = open_source(self.data or home, self.folder, home)
+            return benchmark_tasks(self.file.columns, source, split, seed, held_out=self.file.held_out)[: limit or count]
+        if self.file.data:
+            given = _read(self.folder / (self.data or self.file.data), split)
+            return given[: limit or (count if "tasks" in self.file.model_fields_set else None)]
         count = min(count, limit) if limit and split == "dev" else limit or count
         questions = balanced(list(self.file.skills), split, count, seed)
         return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.skill,)) for i, q in enumerate(questions)]
+
+    def reading(self, data: str | None) -> Suite:
+        """The same suite on other data in the same columns. Paths are relative to the current directory. Raises UserError where it reads none."""
+        if data is None:
+            return self
+        if not self.file.data:
+            raise UserError(f"suite '{self.name}' draws its questions from skills and reads no data; leave --data out")
+        path = Path(data).expanduser()
+        return replace(self, data=str(path.absolute()) if path.exists() else data)
 
     def mistake(self, error: UserError, *keys: int | str) -> UserError:
         """What is wrong with something that the suite's file names, with file, line and key; an error that says its place already stays as it is."""
