@@ -74,6 +74,38 @@ def compare(path: Path, config: Mapping[str, Any]) -> None:
         raise OtherRun(path, differ)
 
 
+def read_config(path: Path) -> RunConfig:
+    """What the run in this folder was asked. Raises UserError where there is none, ConfigError where it cannot be read."""
+    from aiflow_agents.config import load_yaml
+
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is no run folder: it has no config.json")
+    return load_yaml(path / "config.json", RunConfig)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UserError where the run has not come so far, or the file is damaged."""
+    file = path / "summary.json"
+    if not path.is_dir() or not (path / "config.json").is_file():
+        raise UserError(f"{path} is no run folder: it has no config.json")
+    if not file.is_file():
+        raise UserError(f"{path} is not finished: it has no summary.json; go on with it: aiflow eval --resume {path}")
+    try:
+        summary = json.loads(file.read_bytes())
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict) or not isinstance(summary.get("arms"), dict):
+        raise UserError(f"{file} is damaged; make it again: aiflow eval --resume {path}")
+    return summary
+
+
+def read_samples(path: Path) -> dict[tuple[str, str, int], Sample]:
+    """The samples of a run by arm, task and repeat, without touching the folder. Raises UserError for a line that is damaged."""
+    file = path / "samples.jsonl"
+    data = file.read_bytes() if file.is_file() else b""
+    return _keyed(_parse(file, data[: data.rfind(b"\n") + 1]))
+
+
 class RunFolder:
     """Opens a new folder, or an old one to go on. Use as a context manager.
 
@@ -106,7 +138,7 @@ class RunFolder:
         if not self._samples.lock():
             raise UserError(f"{path} is being written by another process; wait until that one has ended, or stop it")
         # only now, as the other process may have been in mid-write
-        self.samples = {(s["arm"], s["task_id"], s["repeat"]): s for s in _whole_lines(path / "samples.jsonl")}
+        self.samples = _keyed(_parse(path / "samples.jsonl", _cut_torn_line(path / "samples.jsonl")))
         self._drop_traces(path / "trace.jsonl")
         self._trace, self._log = self._lines("trace.jsonl"), self._lines("run.log")
 
@@ -207,10 +239,14 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def _whole_lines(path: Path) -> list[Sample]:
-    """The samples of a JSONL file; a torn last one, from a kill in mid-write, is cut off."""
+def _keyed(samples: Iterable[Sample]) -> dict[tuple[str, str, int], Sample]:
+    return {(sample["arm"], sample["task_id"], sample["repeat"]): sample for sample in samples}
+
+
+def _parse(path: Path, data: bytes) -> list[Sample]:
+    """The samples in the whole lines of a file."""
     samples = []
-    for number, line in enumerate(_cut_torn_line(path).split(b"\n"), 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
         if line:
             try:
                 samples.append(json.loads(line))

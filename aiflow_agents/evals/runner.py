@@ -112,7 +112,7 @@ class Evaluation:
         trial, arms, best = self.choose(self._executor(hosts, memory, watch), watch)
         folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
         self._test(arms, test, trial.team, folder, hosts, memory, watch)
-        self._oracle([arm.name for arm in arms if arm.kind == "member"], test, folder)
+        folder.add(oracle([arm.name for arm in arms if arm.kind == "member"], [task.id for task in test], self.repeats, folder))
         summary = json.loads(json.dumps(self._summary(arms, test, trial, best, folder)))  # as it will be read: lists where there were tuples
         folder.summarise(summary)
         return summary
@@ -213,27 +213,12 @@ class Evaluation:
             "usage": {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in asdict(result.usage).items()},
         }
 
-    def _oracle(self, members: Sequence[str], tasks: Sequence[Task], folder: RunFolder) -> None:
-        """The oracle's samples: right where any member is. Nobody could run it, so it has no cost, and it does not fail.
-
-        Worked out anew on a resume, where a member that had failed may have answered by now.
-        """
-        rows = []
-        for task in tasks:
-            for repeat in range(self.repeats):
-                best = max((folder.samples[name, task.id, repeat] for name in members), key=lambda s: s["score"])
-                row = best | {"arm": "oracle", "usage": dict.fromkeys(best["usage"], 0), "confidence": None, "status": "ok", "error": None}
-                if folder.samples.get(("oracle", task.id, repeat)) != row:
-                    rows.append(row)
-        folder.add(rows)
-
     # -- the summary -------------------------------------------------------------------------------------------------
 
     def _summary(self, arms: Sequence[Arm], tasks: Sequence[Task], trial: DevTrial, best: str | None, folder: RunFolder) -> dict[str, Any]:
         kinds = {arm.name: arm.kind for arm in arms} | {"oracle": "rival"}
         rows = {name: [[folder.samples[name, task.id, r] for r in range(self.repeats)] for task in tasks] for name in kinds}
-        scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
-        verdicts = verdict.judge(scores, kinds, best_member=trial.best_member, best_topology=best, oracle="oracle", seed=self.seed)
+        judged = judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed)
         learned = {arm.name: arm.topology.learned() for arm in arms if arm.kind != "member"}
         return {
             "schema": SCHEMA,
@@ -249,12 +234,36 @@ class Evaluation:
             "n_tasks": len(tasks),
             "n_dev": len(trial.tasks),
             "repeats": self.repeats,
-            "arms": {name: _arm(kinds[name], [s for per_task in rows[name] for s in per_task], scores[name]) for name in kinds},
+            "arms": judged["arms"],
             "best_member": {"arm": trial.best_member, "chosen_on": "dev"},
             "best_topology": {"arm": best, "chosen_on": "dev"} if best else None,
             "learned": learned,
-            "verdicts": [asdict(row) for row in verdicts],
+            "verdicts": judged["verdicts"],
         }
+
+
+def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: RunFolder) -> list[Sample]:
+    """The oracle's samples: right where any member is. Nobody could run it, so it has no cost, and it does not fail.
+
+    Only those that are new or other than in the folder: on a resume a member that had failed may have answered by now.
+    """
+    rows = []
+    for task in tasks:
+        for repeat in range(repeats):
+            best = max((folder.samples[name, task, repeat] for name in members), key=lambda s: s["score"])
+            row = best | {"arm": "oracle", "usage": dict.fromkeys(best["usage"], 0), "confidence": None, "status": "ok", "error": None}
+            if folder.samples.get(("oracle", task, repeat)) != row:
+                rows.append(row)
+    return rows
+
+
+def judge_samples(rows: Mapping[str, Sequence[Sequence[Sample]]], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None,
+                  seed: int) -> dict[str, Any]:
+    """What a summary says by marks alone: `arms` and `verdicts`. rows[arm][task] are the samples of its repeats."""
+    scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
+    verdicts = verdict.judge(scores, kinds, best_member=best_member, best_topology=best_topology, oracle="oracle", seed=seed)
+    arms = {name: _arm(kinds[name], [s for per_task in rows[name] for s in per_task], scores[name]) for name in kinds}
+    return {"arms": arms, "verdicts": [asdict(row) for row in verdicts]}
 
 
 def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray) -> dict[str, Any]:
