@@ -240,6 +240,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _keyed(samples: Iterable[Sample]) -> dict[tuple[str, str, int], Sample]:
+    """By arm, task and repeat; of several lines for one, the last counts."""
     return {(sample["arm"], sample["task_id"], sample["repeat"]): sample for sample in samples}
 
 
@@ -249,9 +250,11 @@ def _parse(path: Path, data: bytes) -> list[Sample]:
     for number, line in enumerate(data.split(b"\n"), 1):
         if line:
             try:
-                samples.append(json.loads(line))
-            except ValueError:
+                sample = json.loads(line)
+                _ = sample["arm"], sample["task_id"], sample["repeat"]
+            except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}:{number}: this line is damaged; delete it, and what it held is run again") from None
+            samples.append(sample)
     return samples
 
 

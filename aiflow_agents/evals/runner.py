@@ -196,7 +196,8 @@ class Evaluation:
     def _sample(self, result: Result, arm: str) -> Sample:
         job = result.job
         score = 0.0 if result.answer is None else self.suite.scorer(result.answer, job.task)
-        return {
+        said = {"text": result.text} if result.text and result.text.strip() != result.answer else {}  # where the answer is only a part of it
+        return said | {
             "arm": arm,
             "task_id": job.task.id,
             "repeat": job.repeat,
