@@ -39,7 +39,7 @@ def export(
         if single and len(logs) > 1:
             raise UserError(f"{out} is one file and this run has {len(logs)} arms; name one with --arm, or a folder with --out")
         folder = out or run / "inspect"
-        names = [folder if single else folder / log_name(name) for name in logs]
+        names = [folder if single else folder / log_name(log, name) for name, log in logs.items()]
         if len(set(names)) < len(names):
             raise UserError("two arms would have one file; export them one by one with --arm and --out FILE.json")
         files = {name: "".join(as_json(log)) for name, log in zip(names, logs.values(), strict=True)}

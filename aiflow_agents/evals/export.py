@@ -57,9 +57,10 @@ def to_inspect(run: Path, arms: Sequence[str] = ()) -> dict[str, dict[str, Any]]
     return {arm: _log(summary, arm, rows, began, ended) for arm, rows in by_arm.items()}
 
 
-def log_name(arm: str) -> str:
-    """A file name for an arm's log."""
-    return f"{re.sub(r'[^A-Za-z0-9@._-]+', '-', arm).strip('-.') or 'arm'}.json"
+def log_name(log: Mapping[str, Any], arm: str) -> str:
+    """A file name for an arm's log: inspect lists only files that begin with a time."""
+    clean = (re.sub(r"[^A-Za-z0-9@.-]+", "-", part).strip("-.") or "arm" for part in (log["eval"]["task"], arm))
+    return f"{'_'.join((log['eval']['created'].replace(':', '-'), *clean))}.json"
 
 
 def _read(run: Path, arms: Sequence[str]) -> tuple[dict[str, Any], list[Sample]]:
