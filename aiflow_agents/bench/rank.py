@@ -141,7 +141,7 @@ def _claims(scores: Mapping[tuple[str, bool, bool, float], Score], how: Tuning) 
             rows.append({"method": method, "tuned": tuned, "keep": keep, "against": against,
                          **{f"p_{what}": iut([pair[f"p_{what}"] for pair in against.values()]) for what in ("accuracy", "perplexity")}})  # fmt: skip
         for what in ("accuracy", "perplexity"):
-            for row, p in zip(rows, holm([row[f"p_{what}"] for row in rows]), strict=True):
+            for row, p in zip(rows, holm([row[f"p_{what}"] for row in rows]).tolist(), strict=True):
                 row[f"p_{what}_holm"] = p
         found += rows
     return found

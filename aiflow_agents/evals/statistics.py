@@ -1,7 +1,9 @@
 """The few statistical questions an evaluation asks, one function each.
 
 Every question here is *paired*: two arms answered the same tasks, so only the tasks where they differ carry information. All functions are
-pure, take plain numbers or arrays and, where chance is involved, a seed. Shares are fractions in [0, 1], never percent.
+pure, take plain numbers or arrays and, where chance is involved, a seed. Shares are fractions in [0, 1], never percent. Those that decide
+(`mcnemar_exact`, `tango`, `wilson`, `iut`, `holm`) take whole arrays of counts or p-values, one entry for each of many runs, so that
+`aiflow bench judge` puts on trial what a verdict is made with, and no copy of it.
 
 | question | function |
 |---|---|
@@ -18,9 +20,11 @@ pure, take plain numbers or arrays and, where chance is involved, a seed. Shares
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import bdtr
 from scipy.stats import binom, norm
@@ -28,55 +32,83 @@ from scipy.stats import binom, norm
 HEADROOM = 0.05  # below this many points between best member and oracle, a share of it is noise divided by noise
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval for one accuracy: which true shares are compatible with `successes` right answers out of `n`?
+@overload
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]: ...
+@overload
+def wilson(successes: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]: ...
+def wilson(successes, n, level=0.95):
+    """Interval for one accuracy: which true shares are compatible with `successes` right answers out of `n`? (low, high).
 
     Assumes independent tasks. Unlike "share plus or minus two standard errors" it never leaves [0, 1] and stays honest near 0 and 1.
-    `n = 0` says nothing: (0, 1). Source: Wilson, JASA 22 (1927) 209.
+    `n = 0` says nothing: (0, 1). `successes` may be an array. Source: Wilson, JASA 22 (1927) 209.
     """
-    _counts(successes, n - successes)
+    right = _counts(successes)
+    _counts(n - right)
     if n == 0:
         return 0.0, 1.0
     z = _z(level)
-    share = successes / n
+    share = right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (0.0 if successes == 0 else max(0.0, centre - half)), (1.0 if successes == n else min(1.0, centre + half))
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return _plain(np.where(right == 0, 0.0, np.maximum(0.0, centre - half))), _plain(np.where(right == n, 1.0, np.minimum(1.0, centre + half)))
 
 
-def mcnemar_exact(b: int, c: int) -> float:
+@overload
+def mcnemar_exact(b: int, c: int) -> float: ...
+@overload
+def mcnemar_exact(b: np.ndarray, c: np.ndarray) -> np.ndarray: ...
+def mcnemar_exact(b, c):
     """Two-sided p that two right/wrong arms are equally good, where only the first was right on `b` tasks and only the second on `c`.
 
     If the arms are equally good each of the b + c discordant tasks is a fair coin, so this is an exact binomial test. It assumes
-    independent tasks and nothing else; being discrete it is conservative (at a nominal 5 % it errs in 2-5 %).
+    independent tasks and nothing else; being discrete it is conservative (at a nominal 5 % it errs in 2-5 %). `b` and `c` may be arrays.
     Source: McNemar, Psychometrika 12 (1947) 153, in its exact conditional form.
     """
-    _counts(b, c)
-    return min(1.0, 2.0 * float(binom.cdf(min(b, c), b + c, 0.5)))
+    b, c = _counts(b), _counts(c)
+    return _plain(np.minimum(1.0, 2.0 * bdtr(np.minimum(b, c).astype(float), b + c, 0.5)))
 
 
-def tango(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval for the paired difference (b - c) / n of two accuracies on the same `n` tasks; `b`, `c` as in `mcnemar_exact`.
+@overload
+def tango(b: int, c: int, n: int, level: float = 0.95) -> tuple[float, float]: ...
+@overload
+def tango(b: np.ndarray, c: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]: ...
+def tango(b, c, n, level=0.95):
+    """Interval for the paired difference (b - c) / n of two accuracies on the same `n` tasks; `b`, `c` as in `mcnemar_exact`. (low, high).
 
     It holds every difference that a score test would not reject, where the nuisance (how often the arms differ at all) takes its most
     likely value under that difference. Good coverage down to a few dozen tasks and at b = c = 0, where simpler intervals have width 0.
-    `n = 0` gives (-1, 1). Source: Tango, Statistics in Medicine 17 (1998) 891, closed form of the restricted estimate from section 3.
+    `n = 0` gives (-1, 1). `b` and `c` may be arrays. Source: Tango, Statistics in Medicine 17 (1998) 891, closed form of the restricted
+    estimate from section 3.
     """
-    _counts(b, c, n - b - c)
+    b, c = _counts(b), _counts(c)
+    _counts(n - b - c)
     if n == 0:
         return -1.0, 1.0
     z = _z(level)
 
-    def excess(delta: float) -> float:  # > 0 where the score test rejects `delta`; written without a division, so finite everywhere
-        linear = (2 * n - b + c) * delta - b - c
-        root = math.sqrt(max(0.0, linear * linear + 8 * n * c * delta * (1 - delta)))
-        only_second = (root - linear) / (4 * n)  # most likely share of tasks that only the second arm gets right, given `delta`
-        return (b - c - n * delta) ** 2 - z * z * n * max(0.0, 2 * only_second + delta * (1 - delta))
+    def rejects(delta: np.ndarray) -> np.ndarray:  # written without a division, so finite everywhere
+        difference, variance = _score(b, c, n, delta)
+        return difference**2 > z * z * variance
 
-    centre, step = (b - c) / n, 1e-10  # a step off the centre: at b = c = 0 the centre itself is a spurious root
-    low = -1.0 if centre - step <= -1 else float(brentq(excess, -1.0, centre - step))
-    high = 1.0 if centre + step >= 1 else float(brentq(excess, centre + step, 1.0))
-    return low, high
+    centre = (b - c) / n
+    return _plain(_edge(rejects, centre, np.full(centre.shape, -1.0))), _plain(_edge(rejects, centre, np.full(centre.shape, 1.0)))
+
+
+def _score(b: np.ndarray, c: np.ndarray, n: int, delta: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """How far b - c lies from what a true difference of `delta` would give, and its variance were `delta` true."""
+    linear = (2 * n - b + c) * delta - b - c
+    root = np.sqrt(np.maximum(0.0, linear * linear + 8 * n * c * delta * (1 - delta)))
+    only_second = (root - linear) / (4 * n)  # most likely share of tasks that only the second arm gets right, given `delta`
+    return b - c - n * delta, n * np.maximum(0.0, 2 * only_second + delta * (1 - delta))
+
+
+def _edge(rejects: Callable[[np.ndarray], np.ndarray], near: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """Where `rejects` begins between `near`, which is not rejected, and `far`, which is, by bisection to the last bits. All [...]."""
+    for _ in range(54):
+        middle = (near + far) / 2
+        out = rejects(middle)
+        near, far = np.where(out, near, middle), np.where(out, middle, far)
+    return near
 
 
 def paired_permutation(x: np.ndarray, y: np.ndarray, seed: int, resamples: int = 10_000) -> float:
@@ -114,27 +146,31 @@ def bootstrap_mean(values: np.ndarray, seed: int, level: float = 0.95, resamples
     return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
 
 
-def holm(pvalues: Sequence[float]) -> list[float]:
+def holm(pvalues: ArrayLike) -> np.ndarray:
     """Adjusted p-values, in the order given: rejecting those at or below alpha makes one or more false claims with probability <= alpha.
 
-    Valid whatever the dependence between the tests; never less powerful than Bonferroni. Source: Holm, Scand. J. Statist. 6 (1979) 65.
+    The last axis is the family: [..., tests] -> [..., tests]. Valid whatever the dependence between the tests; never less powerful than
+    Bonferroni. Source: Holm, Scand. J. Statist. 6 (1979) 65.
     """
-    adjusted, floor = [0.0] * len(pvalues), 0.0
-    for rank, i in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
-        floor = max(floor, min(1.0, (len(pvalues) - rank) * pvalues[i]))
-        adjusted[i] = floor
+    p = np.asarray(pvalues, dtype=float)
+    order = np.argsort(p, axis=-1, kind="stable")
+    left = np.arange(p.shape[-1], 0, -1)  # how many claims are left to test at each step
+    steps = np.maximum.accumulate(np.minimum(1.0, left * np.take_along_axis(p, order, axis=-1)), axis=-1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, steps, axis=-1)
     return adjusted
 
 
-def iut(pvalues: Sequence[float]) -> float:
-    """p for the claim that *all* of several nulls are false ("better than every member"): the largest p.
+def iut(pvalues: ArrayLike) -> Any:
+    """p for the claim that *all* of several nulls are false ("better than every member"): the largest p. [..., parts] -> [...].
 
     The intersection-union test: each part must reject on its own, so no correction for their number is due.
     Source: Berger, Technometrics 24 (1982) 295.
     """
-    if not pvalues:
+    p = np.asarray(pvalues, dtype=float)
+    if p.shape[-1] == 0:
         raise ValueError("a claim about every member needs at least one member")
-    return max(pvalues)
+    return _plain(p.max(axis=-1))
 
 
 def power_mcnemar(n: int, delta: float, discordant: float, alpha: float = 0.05) -> float:
@@ -255,6 +291,13 @@ def _z(level: float) -> float:
     return float(norm.isf((1 - level) / 2))
 
 
-def _counts(*counts: int) -> None:
-    if any(count < 0 for count in counts):
-        raise ValueError(f"counts must not be negative, and parts must not exceed the whole: {counts}")
+def _counts(counts: ArrayLike) -> np.ndarray:
+    found = np.asarray(counts)
+    if (found < 0).any():
+        raise ValueError(f"counts must not be negative, and parts must not exceed the whole: {found[found < 0][:5]}")
+    return found
+
+
+def _plain(value: np.ndarray) -> Any:
+    """A number where one number was asked for, and else the array."""
+    return value if value.ndim else float(value)

@@ -14,7 +14,7 @@ wrong `beats` with probability about alpha / 2, and less still where the test is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ import numpy as np
 from aiflow_agents.evals import statistics
 
 Says = Literal["beats", "not shown", "loses"]
+SAYS: dict[int, Says] = {1: "beats", 0: "not shown", -1: "loses"}
 MEMBERS = "members"
 
 
@@ -73,26 +74,37 @@ def judge(scores: Mapping[str, np.ndarray], kinds: Mapping[str, str], *, best_me
         return [arm for arm in arms if kinds[arm] == kind and arm != oracle]
 
     verdicts: list[Verdict] = []
+    members = of_kind("member")
     for kind in ("topology", "placebo"):
         family = of_kind(kind)
-        pvalues = [_against_members(arms, arm, of_kind("member"), best_member, compare) for arm in family]
-        for arm, p, p_holm in zip(family, pvalues, statistics.holm(pvalues), strict=True):
+        pairs = [[compare.pair(arms[arm], arms[member]) for member in members] for arm in family]
+        p, gain = np.array(pairs).reshape(len(family), len(members), 2).transpose(2, 0, 1)  # each [arms, members]
+        pvalues = against_members(p, gain, np.array(members.index(best_member)))
+        for arm, p_arm, p_holm in zip(family, pvalues, statistics.holm(pvalues), strict=True):
             share = statistics.capture(arms[arm], arms[best_member], arms[oracle], seed) if oracle else None
-            verdicts.append(compare.verdict(arm, MEMBERS, arms[arm], arms[best_member], p, p_holm, len(family), share))
+            verdicts.append(compare.verdict(arm, MEMBERS, arms[arm], arms[best_member], p_arm, p_holm, len(family), share))
     if best_topology:
         team, rivals = arms[best_topology], of_kind("rival")
-        pvalues = [compare.p(team, arms[rival]) for rival in rivals]
-        for rival, p, p_holm in zip(rivals, pvalues, statistics.holm(pvalues), strict=True):
-            verdicts.append(compare.verdict(best_topology, rival, team, arms[rival], p, p_holm, len(rivals), None))
+        pvalues = np.array([compare.pair(team, arms[rival])[0] for rival in rivals])
+        for rival, p_arm, p_holm in zip(rivals, pvalues, statistics.holm(pvalues), strict=True):
+            verdicts.append(compare.verdict(best_topology, rival, team, arms[rival], p_arm, p_holm, len(rivals), None))
     return verdicts
 
 
-def _against_members(arms: Mapping[str, np.ndarray], arm: str, members: Sequence[str], best: str, compare: _Comparison) -> float:
-    """p for "better than every member" if the arm is above the best one, for "worse than the best" if below, 1 if level."""
-    own = arms[arm]
-    if _gain(own, arms[best]) <= 0:
-        return compare.p(own, arms[best])
-    return statistics.iut([compare.p(own, arms[member]) if _gain(own, arms[member]) > 0 else 1.0 for member in members])
+def against_members(p: np.ndarray, gain: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """p for "better than every member" if an arm is above the best one, for "worse than the best" if below, 1 if level.
+
+    p, gain: [..., arms, members], each arm's p-value and mean difference against each member; best: [...], the index of the best member,
+    as chosen on dev. Returns [..., arms].
+    """
+    chosen = np.broadcast_to(best[..., None, None], (*p.shape[:-1], 1))
+    p_best, gain_best = (np.take_along_axis(values, chosen, axis=-1)[..., 0] for values in (p, gain))
+    return np.where(gain_best > 0, statistics.iut(np.where(gain > 0, p, 1.0)), p_best)
+
+
+def outcome(delta: np.ndarray, p_holm: np.ndarray, alpha: float = 0.05) -> np.ndarray:
+    """What may be said: 1 beats, 0 not shown, -1 loses. Two-sided p-values, so the direction is that of `delta`."""
+    return np.where(p_holm > alpha, 0, np.sign(delta)).astype(int)
 
 
 @dataclass(frozen=True)
@@ -103,10 +115,11 @@ class _Comparison:
     alpha: float
     seed: int
 
-    def p(self, own: np.ndarray, other: np.ndarray) -> float:
+    def pair(self, own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+        """(p, mean difference)."""
         if self.binary:
-            return statistics.mcnemar_exact(int(np.sum(own > other)), int(np.sum(own < other)))
-        return statistics.paired_permutation(own, other, self.seed)
+            return statistics.mcnemar_exact(int(np.sum(own > other)), int(np.sum(own < other))), _gain(own, other)
+        return statistics.paired_permutation(own, other, self.seed), _gain(own, other)
 
     def verdict(self, arm: str, against: str, own: np.ndarray, other: np.ndarray, p: float, p_holm: float, family: int,
                 capture: tuple[float, tuple[float, float]] | None) -> Verdict:
@@ -118,8 +131,8 @@ class _Comparison:
         else:
             ci95 = statistics.bootstrap_mean(own - other, self.seed)
             smallest = statistics.mde_graded(own - other, self.alpha / family)
-        says: Says = "not shown" if p_holm > self.alpha or delta == 0 else "beats" if delta > 0 else "loses"
-        return Verdict(arm, against, delta, ci95, p, p_holm, smallest if math.isfinite(smallest) else None,
+        says = SAYS[int(outcome(np.array(delta), np.array(p_holm), self.alpha))]
+        return Verdict(arm, against, delta, ci95, float(p), float(p_holm), smallest if math.isfinite(smallest) else None,
                        wins, losses, n - wins - losses, capture, says)
 
 
@@ -161,10 +174,10 @@ def sentence(summary: Mapping[str, Any]) -> str:
     row = next((v for v in summary["verdicts"] if v["arm"] == chosen["best_topology"] and v["against"] == MEMBERS), None)
     return (f"The team ({chosen['best_topology']}) answers {percent(team['accuracy'])} of {questions}{_failed(team)}; "
             f"its best member, {chosen['best_member']}, answers {percent(member['accuracy'])}{_failed(member)}. "
-            f"{_outcome(row) + ' ' if row else ''}Per question it cost {_cost(team)}; the best member: {_cost(member)}.")
+            f"{_said(row) + ' ' if row else ''}Per question it cost {_cost(team)}; the best member: {_cost(member)}.")
 
 
-def _outcome(row: Mapping[str, Any]) -> str:
+def _said(row: Mapping[str, Any]) -> str:
     interval = f" (95 % interval {points(row['ci95'][0])} to {points(row['ci95'][1])})" if row["ci95"] else ""
     p = p_text(row["p_holm"])
     if row["says"] == "beats":

@@ -69,5 +69,5 @@ def test_methods_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert pair["wins"] - pair["losses"] == mine["right"] - other["right"]
             assert pair["p_accuracy"] == mcnemar_exact(pair["wins"], pair["losses"]) <= claim["p_accuracy"]
     for both in (found["claims"][:2], found["claims"][2:]):
-        assert [claim["p_accuracy_holm"] for claim in both] == holm([claim["p_accuracy"] for claim in both])
+        assert [claim["p_accuracy_holm"] for claim in both] == holm([claim["p_accuracy"] for claim in both]).tolist()
     assert (tmp_path / "whitened-tuned" / "model.safetensors").exists()

@@ -71,7 +71,7 @@ def test_rivals_are_corrected_among_themselves_and_mde_is_at_the_level_used():
     scores = draw({"a": 0.5, "debate": 0.62, "star": 0.6, "vote": 0.58, "self-consistency@flops": 0.6}, 700, seed=5)
     verdicts = judged(scores)
     rivals = [v for v in verdicts if v.against != "members"]
-    assert [v.p_holm for v in rivals] == holm([v.p for v in rivals]) != [v.p for v in rivals]
+    assert [v.p_holm for v in rivals] == holm([v.p for v in rivals]).tolist() != [v.p for v in rivals]
     debate = row(verdicts, "debate")
     assert debate.mde == pytest.approx(mde(700, (debate.wins + debate.losses) / 700, 0.05 / 2))
 
