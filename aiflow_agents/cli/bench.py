@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from aiflow_agents.cli.bench_family import family
+from aiflow_agents.cli.bench_judge import judge
 from aiflow_agents.cli.bench_rank import rank
 from aiflow_agents.cli.bench_wire import wire
 
@@ -15,6 +16,7 @@ bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
 bench.command("family")(family)
+bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)
 bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)
 bench.command("wire", short_help="Codecs on hidden states: bits, answers lost, time.")(wire)
 

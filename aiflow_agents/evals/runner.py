@@ -27,7 +27,7 @@ from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.evals.suite import Suite
-from aiflow_agents.evals.trial import DevTrial, Execute, Settings, settings
+from aiflow_agents.evals.trial import DevTrial, Execute, Settings, chosen, settings
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
@@ -121,14 +121,14 @@ class Evaluation:
 
     def choose(self, execute: Execute, watch: Watcher) -> tuple[DevTrial, list[Arm], str | None]:
         """All that happens on dev: the trial, every arm but the oracle, fitted, and the name of the best topology."""
-        chosen = self.prepare()
+        asked = self.prepare()
         trial = DevTrial(self.team, self.dev, self.suite.scorer, execute)
         watch.note(f"best member on dev: {trial.best_member} ({trial.scores[trial.best_member]:.1%} of {len(self.dev)})")
-        fitted = {name: topology.fit(trial) for name, topology in chosen.items()}
-        best = self._best({name: topology for name, topology in chosen.items() if not topology.control}, trial)
+        fitted = {name: topology.fit(trial) for name, topology in asked.items()}
+        best = self._best({name: topology for name, topology in asked.items() if not topology.control}, trial)
         arms = [Arm(agent.name, "member", load_topology("single", {"member": agent.name})) for agent in self.team]
         if best:
-            watch.note(f"best topology on dev: {best} ({trial.unseen(chosen[best])[0]:.1%} where it was not fitted)")
+            watch.note(f"best topology on dev: {best} ({trial.unseen(asked[best])[0]:.1%} where it was not fitted)")
             arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
         return trial, arms + [Arm(name, "placebo" if topology.control else "topology", topology) for name, topology in fitted.items()], best
 
@@ -150,8 +150,8 @@ class Evaluation:
     @staticmethod
     def _best(topologies: Mapping[str, Topology], trial: DevTrial) -> str | None:
         """The most accurate topology on questions of dev that it was not fitted on; of equals the one with fewer FLOPs."""
-        results = {name: trial.unseen(topology) for name, topology in topologies.items()}
-        return max(results, key=lambda name: (results[name][0], -results[name][1])) if results else None
+        results = np.array([trial.unseen(topology) for topology in topologies.values()])  # [topologies, 2]
+        return list(topologies)[int(chosen(results[:, 0], results[:, 1]))] if len(results) else None
 
     def _test(self, arms: Sequence[Arm], tasks: Sequence[Task], team: Team, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> None:
         watch.stage("test", len(arms) * len(tasks) * self.repeats)

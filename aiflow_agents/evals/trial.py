@@ -50,7 +50,8 @@ class DevTrial:
     @cached_property
     def best_member(self) -> str:
         """The member with the best mean score; of equals the cheapest."""
-        return max(self.scores, key=lambda name: (self.scores[name], -self.flops[name]))
+        names = list(self.scores)
+        return names[int(chosen(np.array([self.scores[name] for name in names]), np.array([self.flops[name] for name in names])))]
 
     def accuracy(self, topology: Topology) -> tuple[float, float]:
         """(mean score, mean FLOPs per question)."""
@@ -97,6 +98,12 @@ class DevTrial:
             self._seen[key, result.job.task.id] = self.score(result), used.flops, float(used.tokens_in + used.tokens_out)
         score, flops, tokens = np.array([self._seen[key, task.id] for task in self.tasks]).T
         return float(np.mean(score)), float(np.mean(flops)), float(np.mean(tokens))
+
+
+def chosen(scores: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """The index of the highest score, of equals the cheapest, of those the first. [..., arms], [arms] -> [...]."""
+    order = np.argsort(costs, kind="stable")
+    return order[np.argmax(scores[..., order], axis=-1)]
 
 
 def settings(topology: Topology) -> Settings:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import binom, binomtest, bootstrap, norm, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -101,6 +101,10 @@ def test_paired_permutation_is_exact_when_small(steps):
 def test_paired_permutation_is_close_when_sampled_and_never_zero():
     rng = np.random.default_rng(3)
     x, y = rng.random(300) + 0.03, rng.random(300)
+    coarse = rng.integers(0, 3, size=(2, 300)) / 2  # two repeats: exact, by counting
+    many = permutation_test(tuple(coarse), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
+                            n_resamples=5000, random_state=np.random.default_rng(1)).pvalue
+    assert statistics.paired_permutation(*coarse, seed=0) == statistics.paired_permutation(*coarse, seed=1) == pytest.approx(many, abs=0.03)
     reference = permutation_test((x, y), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
                                  n_resamples=5000, random_state=np.random.default_rng(1)).pvalue
     p = statistics.paired_permutation(x, y, seed=0)
@@ -181,8 +185,9 @@ def test_capture():
     oracle = np.maximum(best, rng.random(2000) < 0.5)
     share, (low, high) = statistics.capture(np.where(rng.random(2000) < 0.6, oracle, best), best, oracle, seed=0)
     assert low < 0.6 < high and low < share < high and high - low < 0.12
-    assert statistics.capture(oracle, best, oracle, seed=0) == (1.0, (1.0, 1.0))
-    assert statistics.capture(best, best, oracle, seed=0) == (0.0, (0.0, 0.0))
+    assert statistics.capture(oracle, best, oracle, seed=0)[0] == 1.0 and statistics.capture(best, best, oracle, seed=0)[0] == 0.0
+    graded, (low, high) = statistics.capture(oracle * 0.3 + best * 0.7, best, oracle, seed=0)
+    assert low <= graded <= high and graded == pytest.approx(0.3)
 
 
 def test_capture_needs_five_points_of_headroom():
@@ -204,3 +209,36 @@ def test_ratio_is_a_share_with_the_interval_of_scipy():
     assert (low, high) == pytest.approx(tuple(theirs), abs=0.006)
     assert statistics.ratio(x, np.zeros(400), seed=1) is None and statistics.ratio(np.zeros(0), np.zeros(0), seed=1) is None
     assert statistics.ratio(y, y, seed=1) == (1, (1, 1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_whole_arrays_give_what_single_numbers_do(pairs):
+    b, c = np.array(pairs).T
+    low, high = statistics.tango(b, c, 150)
+    for i, (x, y) in enumerate(pairs):
+        assert statistics.mcnemar_exact(b, c)[i] == statistics.mcnemar_exact(x, y)
+        assert (low[i], high[i]) == statistics.tango(x, y, 150)
+    assert statistics.holm(np.array([b, c]) / 60)[1].tolist() == statistics.holm(c / 60).tolist()
+    assert statistics.iut(np.array([b, c]) / 60).tolist() == [max(b) / 60, max(c) / 60]
+
+
+@pytest.mark.parametrize("counts", [(3, 20, 15, 2), (0, 0, 15, 0), (0, 9, 0, 0), (4, 0, 6, 0), (0, 5, 30, 0), (1, 3, 2, 8)])
+def test_captured_ends_are_where_the_score_test_turns(counts):
+    """The most likely outcomes under a share are found again here, by maximising the likelihood over all four with scipy."""
+    seen = np.array(counts, dtype=float)
+    n = seen.sum()
+    for end in statistics.captured(*counts):
+        weight = np.array([-1.0, 1 - end, -end, 1.0])
+        fit = minimize(lambda p: -float(seen @ np.log(np.maximum(p, 1e-12))), np.full(4, 0.25), bounds=[(0, 1)] * 4, method="SLSQP",
+                       constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1}, {"type": "eq", "fun": lambda p, weight=weight: p @ weight}],
+                       options={"ftol": 1e-14, "maxiter": 500})
+        z = seen @ weight / math.sqrt(n * (fit.x @ weight**2))
+        assert abs(z) == pytest.approx(1.96, abs=0.01)
+
+
+def test_captured_takes_arrays_and_holds_the_share():
+    lost, won, missed, extra = np.array([[3, 20, 15, 2], [0, 0, 15, 0], [0, 9, 0, 0]]).T
+    low, high = statistics.captured(lost, won, missed, extra)
+    assert [low[0], high[0]] == pytest.approx(statistics.captured(3, 20, 15, 2)) and (low <= (won + extra - lost) / (won + missed)).all()
+    assert low[1] == pytest.approx(-high[1]) and high[2] == pytest.approx(1 - low[2] + 1), "nothing lost or won still has a width"
