@@ -55,7 +55,10 @@ def evaluate(
     ] = None,
     require_gain: Annotated[
         float | None,
-        typer.Option(help="Exit 1 unless the best topology beats every member, the best one by this much (0.05 = 5 points).", show_default=False),
+        typer.Option(
+            help="Exit 1 unless the best topology beats every member, and the 95 % interval of its gain over the best one lies above this (0.05 = 5 points).",
+            show_default=False,
+        ),
     ] = None,
     display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else on stdout.")] = False,
@@ -268,7 +271,17 @@ def _exit_code(reports: list[Report], require_gain: float | None) -> int:
                 err=True,
             )
             code = 1
-        if require_gain is not None and (report.says != "beats" or report.gain < require_gain):
-            typer.echo(f"aiflow: {report.summary['suite']}: a gain of {require_gain:g} was asked for and is not shown: {report!r}", err=True)
+        if require_gain is not None and not report.shows(require_gain):
+            typer.echo(f"aiflow: {report.summary['suite']}: a gain above {require_gain:g} is required, and not shown: {_why_not(report)}", err=True)
             code = 1
     return code
+
+
+def _why_not(report: Report) -> str:
+    """Why a gain is not shown, in a line."""
+    team, least = report.summary["best_topology"], report.least_gain
+    if team is None or least is None:
+        return f"no topology was judged; {report.folder}"
+    gain = f"{team['arm']} over {report.summary['best_member']['arm']}: {report.gain:.3f}, the lower end of its 95 % interval is {least:.3f}"
+    every = "" if report.says == "beats" else ", and it is not shown to beat every member" if report.says == "not shown" else ", and it loses"
+    return f"{gain}{every}; {report.folder}"

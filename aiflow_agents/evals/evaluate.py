@@ -56,6 +56,17 @@ class Report:
         return arms[best["arm"]]["accuracy"] - arms[self.summary["best_member"]["arm"]]["accuracy"] if best else 0.0
 
     @property
+    def least_gain(self) -> float | None:
+        """The lower end of the 95 % interval of `gain`; None without a topology."""
+        best = self.summary["best_topology"]
+        rows = (v for v in self.summary["verdicts"] if best and v["arm"] == best["arm"] and v["against"] == "members")
+        return next((row["ci95"][0] for row in rows if row["ci95"]), None)
+
+    def shows(self, gain: float) -> bool:
+        """Whether the best topology is shown to beat every member, and the best one by more than `gain` (a share: 0.05 is 5 points)."""
+        return self.says == "beats" and self.least_gain is not None and self.least_gain > gain
+
+    @property
     def n_failed(self) -> int:
         return sum(arm["n_failed"] for arm in self.summary["arms"].values())
 

@@ -154,10 +154,15 @@ def test_mistakes_are_one_line_and_exit_2(aiflow: Call, room: Any) -> None:
 
 
 def test_failed_answers_and_missed_gates_exit_1(evaluate: Call, room: Any) -> None:
-    assert evaluate("quiz", "--require-gain", "0.3")[0] == 0
-    code, _, err = evaluate("quiz", "--require-gain", "0.9")
-    assert code == 1 and "quiz: a gain of 0.9 was asked for and is not shown: <Report quiz: " in err
-    assert evaluate("quiz", "--team", "copies", "--topology", "majority", "--require-gain", "0")[0] == 1  # equal is not better
+    gained = summary(evaluate("quiz", "--json"))
+    row = next(v for v in gained["verdicts"] if (v["arm"], v["against"]) == (gained["best_topology"]["arm"], "members"))
+    least, between = row["ci95"][0], (row["ci95"][0] + row["delta"]) / 2
+    assert 0.1 < least < between < row["delta"]
+    assert evaluate("quiz", "--require-gain", str(least - 0.001), "--reuse", gained["folder"])[0] == 0
+    code, _, err = evaluate("quiz", "--require-gain", str(between), "--reuse", gained["folder"])  # found, but not shown
+    assert code == 1 and f"quiz: a gain above {between:g} is required, and not shown: " in err and f"interval is {least:.3f}; " in err
+    code, _, err = evaluate("quiz", "--team", "copies", "--topology", "majority", "--require-gain", "0")  # equal is not better
+    assert code == 1 and "0.000, and" not in err and "it is not shown to beat every member" in err
 
     from aiflow_agents.models.protocol import CallError
 
