@@ -192,7 +192,7 @@ def try_graded(world: World, runs: int, seed: int, repeats: int = 2) -> dict[str
 
 def try_power(world: World, runs: int, seed: int) -> dict[str, Any]:
     """How often the first topology is said to beat every member, beside the exact probability of it."""
-    rng = np.random.default_rng((seed, runs, world.tasks, len(world.members), round(1000 * world.members[-1]), *(round(1000 * g) for g in world.gains)))
+    rng = np.random.default_rng((seed, runs, world.tasks, *(round(1000 * share) for share in (*world.members, world.discordance, *world.gains))))
     dev, test = Runs.draw(world, world.dev, runs, rng), Runs.draw(world, world.tasks, runs, rng)
     found, _, _ = judged(dev, test, rng)
     rate, exact = float((found.says[:, 0] == 1).mean()), shown_exactly(world, ALPHA)
@@ -209,7 +209,7 @@ def try_pvalues(seed: int) -> dict[str, float | None]:
     small = np.array([(b, c) for b in range(21) for c in range(21) if b + c])
     large = rng.integers(0, 3000, size=(40, 2))
     pairs = np.concatenate([small, large + 1])
-    ours = statistics.mcnemar_exact(pairs[:, 0], pairs[:, 1])
+    ours = statistics.mcnemar_exact(pairs[:, 0], pairs[:, 1]).tolist()
     found: dict[str, float | None] = {}
     found["mcnemar: scipy"] = max(abs(p - binomtest(int(b), int(b + c)).pvalue) for p, (b, c) in zip(ours, pairs, strict=True))
     differences = [rng.integers(-4, 5, size=k) / 4 for k in (3, 6, 9, 12)]

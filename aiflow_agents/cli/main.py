@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": ("aiflow_agents.cli.evaluate:evaluate", "Is the team better than its best member, and at what cost?"),
     "score": ("aiflow_agents.cli.score:score", "Mark the answers of a run again."),
     "export": ("aiflow_agents.cli.export:export", "A run as a table, or as logs of inspect."),
+    "compare": ("aiflow_agents.cli.compare:compare", "Two or more runs on the tasks that they share: better, equal, cheaper?"),
     "train": ("aiflow_agents.cli.train:train", "Train a model from a recipe."),
     "family": ("aiflow_agents.cli.family:family", "Many sizes in one model: grow exits, export one, show them."),
     "calibrate": ("aiflow_agents.cli.bench_wire:calibrate", "Fit a codec on a model's hidden states."),

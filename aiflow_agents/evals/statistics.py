@@ -10,6 +10,7 @@ pure, take plain numbers or arrays and, where chance is involved, a seed. Shares
 | how well is this accuracy known? | `wilson` (right/wrong), `bootstrap_mean` (graded) |
 | is arm A better than arm B? | `mcnemar_exact` (right/wrong), `paired_permutation` (graded) |
 | by how much? | `tango` (right/wrong), `bootstrap_mean` of the differences (graded) |
+| are A and B equally good, within a margin? | `equivalence` (right/wrong), `equivalence_graded` |
 | is A better than *every one* of these? | `iut` |
 | several claims were tested; which survive? | `holm` |
 | what could this many tasks have shown? | `power_mcnemar`, `mde` |
@@ -28,6 +29,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import bdtr
 from scipy.stats import binom, norm
+from scipy.stats import t as student
 
 HEADROOM = 0.05  # below this many points between best member and oracle, a share of it is noise divided by noise
 
@@ -109,6 +111,37 @@ def _edge(rejects: Callable[[np.ndarray], np.ndarray], near: np.ndarray, far: np
         out = rejects(middle)
         near, far = np.where(out, near, middle), np.where(out, middle, far)
     return near
+
+
+@overload
+def equivalence(b: int, c: int, n: int, margin: float) -> float: ...
+@overload
+def equivalence(b: np.ndarray, c: np.ndarray, n: int, margin: float) -> np.ndarray: ...
+def equivalence(b, c, n, margin):
+    """p that two right/wrong arms differ by `margin` or more; small: they are equally good within it. `b`, `c`, `n` as in `tango`.
+
+    Two one-sided score tests, of differences of -margin and of +margin; the larger p, as both must reject. It is at most 0.05 just where the 90 %
+    `tango` interval lies within the margin. Raises ValueError unless 0 < margin < 1. Source: Schuirmann, J. Pharmacokinet.
+    Biopharm. 15 (1987) 657; for paired shares: Tango (1998), section 4, and Liu et al., Statistics in Medicine 21 (2002) 231.
+    """
+    if not 0 < margin < 1:
+        raise ValueError(f"a margin lies between 0 and 1, not at {margin}")
+    b, c = _counts(b), _counts(c)
+    _counts(n - b - c)
+    (below, spread_below), (above, spread_above) = _score(b, c, n, -margin), _score(b, c, n, margin)
+    with np.errstate(divide="ignore"):  # no spread where one arm is right on all tasks and the other on none
+        return _plain(np.maximum(norm.sf(below / np.sqrt(spread_below)), norm.cdf(above / np.sqrt(spread_above))))
+
+
+def equivalence_graded(difference: np.ndarray, margin: float) -> float:
+    """`equivalence` for graded scores: `difference` holds the paired differences, shape [n_tasks]. Two one-sided t tests."""
+    if not margin > 0:
+        raise ValueError(f"a margin is positive, not {margin}")
+    n, mean = len(difference), float(np.mean(difference))
+    error = float(np.std(difference, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    if error == 0:
+        return float(abs(mean) >= margin)
+    return float(max(student.sf((mean + margin) / error, max(n - 1, 1)), student.cdf((mean - margin) / error, max(n - 1, 1))))
 
 
 def paired_permutation(x: np.ndarray, y: np.ndarray, seed: int, resamples: int = 10_000) -> float:

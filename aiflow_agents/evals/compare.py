@@ -1,0 +1,181 @@
+"""Arms of different runs, side by side on the tasks that they share: which is better, are they equally good, which is cheaper?
+
+The unit is the task. What one side said to it in several repeats, or in several runs with other seeds, is averaged first: answers to one task
+are no independent evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aiflow_agents.errors import UserError
+from aiflow_agents.evals import statistics, verdict
+from aiflow_agents.evals.verdict import p_text, percent, points
+
+COSTS = {"wire_bytes": "bytes", "flops": "FLOPs", "latency_s": "milliseconds", "energy_j": "joules"}
+Key = tuple[str, str]  # a task: its id and its question
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: an arm of one run or of several. `tasks`: per task [answers, 1 + costs], the score and then `COSTS`."""
+
+    name: str
+    runs: tuple[str, ...]
+    arms: tuple[str, ...]
+    tasks: Mapping[Key, np.ndarray]
+
+
+def read_side(given: str) -> Side:
+    """`RUN`, `RUN:ARM`, or several of them with commas between, which count as one side. Without an arm it is the run's best topology, or, where
+    no topology was run, its best member. Raises UserError for what is no finished run, or has no such arm."""
+    runs, arms, found = [], [], defaultdict(list)
+    for part in [given] if Path(given).exists() else given.split(","):
+        path, arm = _split(part.strip())
+        summary = _summary(path)
+        arm = arm or (summary["best_topology"] or summary["best_member"])["arm"]
+        if arm not in summary["arms"]:
+            raise UserError(f"{path} has no arm '{arm}'; it has {', '.join(summary['arms'])}")
+        for key, rows in _answers(path / "samples.jsonl", arm).items():
+            found[key] += rows
+        runs.append(path.name)
+        arms.append(arm)
+    name = "+".join(dict.fromkeys(arms))
+    return Side(name, tuple(runs), tuple(arms), {key: np.array(rows) for key, rows in found.items()})
+
+
+def _split(part: str) -> tuple[Path, str]:
+    """A run folder and the arm named behind the last colon, "" for none; a colon in the name of a folder that exists is no arm's."""
+    head, colon, tail = part.rpartition(":")
+    path, arm = (Path(part), "") if not colon or Path(part).exists() else (Path(head), tail)
+    return (path.parent if path.name in ("summary.json", "config.json") else path), arm
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    file = path / "summary.json"
+    if not file.is_file():
+        if (path / "config.json").is_file():
+            raise UserError(f"{path} has not ended, so there is no summary.json; go on with it: aiflow eval --resume {path}")
+        raise UserError(f"{path} is no run folder: it has no summary.json")
+    try:
+        summary = json.loads(file.read_bytes())
+        return {key: summary[key] for key in ("arms", "best_topology", "best_member")}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged or of another kind; run it again: aiflow eval --resume {path}") from None
+
+
+def _answers(path: Path, arm: str) -> dict[Key, list[list[float]]]:
+    """What one arm said: task -> a row of score and costs for each repeat. Of a repeat that was run again the last line counts."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no samples.jsonl, so its answers cannot be compared")
+    last: dict[tuple[Key, int], list[float]] = {}
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):  # a torn last one, from a kill in mid-write
+                break
+            try:
+                sample = json.loads(line)
+                if sample["arm"] == arm:
+                    task = str(sample["task_id"]), str(sample["question"])
+                    last[task, int(sample["repeat"])] = [float(sample["score"]), *(float(sample["usage"][cost]) for cost in COSTS)]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}:{number}: this line is damaged; mend or delete it") from None
+    found: dict[Key, list[list[float]]] = defaultdict(list)
+    for (key, _), row in last.items():
+        found[key].append(row)
+    return found
+
+
+def compare_runs(given: Sequence[str], margin: float = 0.02, seed: int = 0, alpha: float = 0.05) -> dict[str, Any]:
+    """Each later side against the first one, on the tasks that all have.
+
+    Returns `tasks, margin, sides, comparisons`. A side has `name, runs, arms, accuracy, ci95`, and mean `costs` per question. A comparison has
+    `delta` (its accuracy minus the first one's), `ci95, p, p_holm, wins, losses, ties`; `equivalence` with its own `p` and `p_holm` (two
+    one-sided tests, Holm over the comparisons); `costs`, each a `ratio` to the first one's with its `ci95`, None where the first one's is 0; and
+    `says`: better, worse, same (within the margin) or not shown, and a `sentence`. Right/wrong scores get exact McNemar and Tango, others
+    permutations and the bootstrap over tasks. Raises UserError where there are fewer than two sides, or no common task.
+    """
+    if len(given) < 2:
+        raise UserError("compare at least two runs: aiflow compare RUN RUN")
+    if not 0 < margin < 1:
+        raise UserError(f"--margin {margin:g}: a margin is a share between 0 and 1; 0.02 is 2 points")
+    sides = [read_side(one) for one in given]
+    names = _names(sides)
+    first = sides[0]
+    common = [key for key in first.tasks if all(key in side.tasks for side in sides[1:])]
+    if not common:
+        examples = ", ".join(f"{name} asks '{next(iter(side.tasks))[1][:40]}'" for name, side in zip(names, sides, strict=True) if side.tasks)
+        raise UserError(f"these runs share no task (same id and question): {examples}; compare runs of one suite with one seed")
+    tables = [np.array([side.tasks[key].mean(axis=0) for key in common]) for side in sides]  # each [tasks, 1 + costs]
+    rows = [_compare(tables[0], table, margin, seed) for table in tables[1:]]
+    for kind in (rows, [row["equivalence"] for row in rows]):
+        for row, p in zip(kind, statistics.holm([row["p"] for row in kind]).tolist(), strict=True):
+            row["p_holm"] = p
+    described = [_side(name, side, table, len(common), seed) for name, side, table in zip(names, sides, tables, strict=True)]
+    for row, side in zip(rows, described[1:], strict=True):
+        row |= {"first": described[0]["name"], "second": side["name"], "says": _says(row, alpha)}
+        row["sentence"] = sentence(described[0], side, row, len(common), margin)
+    return {"tasks": len(common), "margin": margin, "sides": described, "comparisons": rows}
+
+
+def _names(sides: Sequence[Side]) -> list[str]:
+    """Arms by name, with their runs where one name is there twice."""
+    names = [side.name for side in sides]
+    return [name if names.count(name) == 1 else f"{name} of {'+'.join(side.runs)}" for name, side in zip(names, sides, strict=True)]
+
+
+def _side(name: str, side: Side, table: np.ndarray, n: int, seed: int) -> dict[str, Any]:
+    score = table[:, 0]
+    binary = bool(np.isin(score, (0.0, 1.0)).all())
+    interval = statistics.wilson(int(score.sum()), n) if binary else statistics.bootstrap_mean(score, seed)
+    costs = dict(zip(COSTS, table[:, 1:].mean(axis=0).tolist(), strict=True))
+    return {"name": name, "runs": list(side.runs), "arms": list(side.arms), "accuracy": float(score.mean()), "ci95": list(interval), "costs": costs}
+
+
+def _compare(first: np.ndarray, second: np.ndarray, margin: float, seed: int) -> dict[str, Any]:
+    x, y = second[:, 0], first[:, 0]
+    wins, losses, n = int((x > y).sum()), int((x < y).sum()), len(x)
+    if np.isin([x, y], (0.0, 1.0)).all():
+        p, ci95, same = statistics.mcnemar_exact(wins, losses), statistics.tango(wins, losses, n), statistics.equivalence(wins, losses, n, margin)
+    else:
+        p, ci95 = statistics.paired_permutation(x, y, seed), statistics.bootstrap_mean(x - y, seed)
+        same = statistics.equivalence_graded(x - y, margin)
+    costs: dict[str, Any] = {}
+    for i, cost in enumerate(COSTS, 1):
+        share = statistics.ratio(second[:, i], first[:, i], seed)
+        costs[cost] = None if share is None else {"ratio": share[0], "ci95": list(share[1])}
+    return {"delta": float((x - y).mean()), "ci95": list(ci95), "p": p, "wins": wins, "losses": losses, "ties": n - wins - losses,
+            "equivalence": {"p": same}, "costs": costs}  # fmt: skip
+
+
+def _says(row: Mapping[str, Any], alpha: float) -> str:
+    different = int(verdict.outcome(np.array(row["delta"]), np.array(row["p_holm"]), alpha))
+    same = row["equivalence"]["p_holm"] <= alpha
+    return "same" if same else {1: "better", 0: "not shown", -1: "worse"}[different]
+
+
+def sentence(first: Mapping[str, Any], second: Mapping[str, Any], row: Mapping[str, Any], n: int, margin: float, alpha: float = 0.05) -> str:
+    """A comparison in plain words: what was shown of the accuracy, and what each cost is as a multiple of the first side's."""
+    difference = f"{points(row['delta'])} points (95 % interval {points(row['ci95'][0])} to {points(row['ci95'][1])})"
+    real, within = row["p_holm"] <= alpha, f"within {points(margin)} points ({p_text(row['equivalence']['p_holm'])})"
+    if row["says"] == "same":
+        said = f"They are equally accurate {within}: the difference is {difference}{', which is real but so small' if real else ''}."
+    elif real:
+        said = f"The difference of {difference} is real ({p_text(row['p_holm'])}): {second['name']} is {row['says']}."
+    else:
+        said = f"Neither a difference ({p_text(row['p_holm'])}) nor equality {within} is shown: it is {difference}."
+    found = {name: row["costs"][cost] for cost, name in COSTS.items() if row["costs"][cost] is not None}
+    cheaper, dearer = ([name for name, cost in found.items() if cost["ci95"][1] < 1], [name for name, cost in found.items() if cost["ci95"][0] > 1])
+    outcome = " and ".join(f"{word} in {', '.join(names)}" for word, names in (("cheaper", cheaper), ("dearer", dearer)) if names)
+    times = ", ".join(f"{cost['ratio']:.3g} times the {name} ({cost['ci95'][0]:.3g} to {cost['ci95'][1]:.3g})" for name, cost in found.items())
+    told = f" Per question it takes {times}." if times else ""
+    whole = f" So: {'same accuracy' if row['says'] == 'same' else row['says'] if real else 'no difference shown'}, {outcome}." if outcome else ""
+    return (f"{second['name']} answers {percent(second['accuracy'])} of {n:,} common questions, {first['name']} {percent(first['accuracy'])}. "
+            f"{said}{told}{whole}")  # fmt: skip
