@@ -1,0 +1,80 @@
+// --- graph.js: the graph as it ran, with the bytes that its edges carried ----------------------------------------------------------------
+
+// Where a line from the middle of `box` towards (x, y) leaves it.
+function border(box, x, y, gap) {
+  const dx = x - box.x, dy = y - box.y, w = box.w / 2 + gap, h = box.h / 2 + gap;
+  const scale = Math.min(dx ? w / Math.abs(dx) : Infinity, dy ? h / Math.abs(dy) : Infinity);
+  return [box.x + dx * scale, box.y + dy * scale];
+}
+
+// Boxes for the nodes: the cloud above, the edge below it, devices at the bottom, so that few lines cross a box.
+function boxesOf(graph, width) {
+  const nodes = sortedNodes([...graph.edges.flatMap(([src, dst]) => [src, dst]), ...graph.members.map(([node]) => node)]);
+  const rows = TIERS.map((name) => nodes.filter((node) => tier(node) === name)).reverse().filter((row) => row.length);
+  const boxes = new Map();
+  let y = 16;
+  for (const row of rows) {
+    const members = row.map((node) => graph.members.filter(([at]) => at === node));
+    const height = 30 + 16 * Math.max(1, ...members.map((at) => at.length)), w = Math.min(132, (width - 16) / row.length - 8);
+    row.forEach((node, i) => {
+      const alone = { edge: 0.3, cloud: 0.68 }[tier(node)] ?? 0.5;
+      boxes.set(node, { node, w, h: height, x: width * (row.length === 1 ? alone : (i + 0.5) / row.length), y: y + height / 2, members: members[i] });
+    });
+    y += height + 96;
+  }
+  return { boxes, height: y - 20 };
+}
+
+function edgeOf(edge, boxes, most, labelled) {
+  const [src, dst, moves, nbytes] = edge, a = boxes.get(src), b = boxes.get(dst);
+  const level = Math.abs(a.y - b.y) < 1, dx = b.x - a.x, dy = b.y - a.y, length = Math.hypot(dx, dy) || 1;
+  // neighbours on one row talk underneath it; otherwise both ways bend apart
+  const bend = level ? 0 : 16, sag = level ? 26 + Math.abs(dx) * 0.16 : 0;
+  const cx = (a.x + b.x) / 2 - (dy / length) * bend, cy = (a.y + b.y) / 2 + (dx / length) * bend + (level ? a.h / 2 + sag + (dx > 0 ? 0 : 9) : 0);
+  const [x0, y0] = level ? [a.x + Math.sign(dx) * a.w * 0.22, a.y + a.h / 2] : border(a, cx, cy, 0);
+  const [x1, y1] = level ? [b.x - Math.sign(dx) * b.w * 0.36, b.y + b.h / 2 + 4] : border(b, cx, cy, 4);
+  const path = svg("path", { d: `M${x0} ${y0}Q${cx} ${cy} ${x1} ${y1}`, "stroke-width": 1 + 4 * Math.sqrt(nbytes / most), "marker-end": "url(#arrow)" });
+  const label = svg("text", { x: (x0 + 2 * cx + x1) / 4, y: (y0 + 2 * cy + y1) / 4 + 4, "text-anchor": "middle" }, quantity(nbytes, "B"));
+  return svg("g", { class: `edge ${tierClass(src)}${labelled ? " labelled" : ""}`, "data-ends": `${src} ${dst}` },
+    svg("title", {}, `${src} → ${dst}: ${quantity(nbytes, "B")} in ${Number(moves.toPrecision(3))} messages per question`), path, label);
+}
+
+function graphDrawing(arm, width) {
+  const graph = RUN.graphs[arm], { boxes, height } = boxesOf(graph, width);
+  const most = Math.max(1, ...graph.edges.map((edge) => edge[3])), labelled = graph.edges.length <= 14;
+  const level = graph.edges.some(([src, dst]) => Math.abs(boxes.get(src).y - boxes.get(dst).y) < 1 && boxes.get(src).y > height - 120);
+  const edges = graph.edges.map((edge) => edgeOf(edge, boxes, most, labelled));
+  const near = (node) => edges.forEach((edge) => edge.classList.toggle("near", node !== null && edge.dataset.ends.split(" ").includes(node)));
+  const groups = [...boxes.values()].map((box) => svg("g", {
+    class: `node ${tierClass(box.node)}`, tabindex: 0, role: "img", "aria-label": `${box.node}, ${tier(box.node) || "somewhere"}: ${box.members.map(([, who]) => who).join(", ") || "no member"}`,
+    mouseenter: () => near(box.node), mouseleave: () => near(null), focus: () => near(box.node), blur: () => near(null),
+  }, svg("rect", { x: box.x - box.w / 2, y: box.y - box.h / 2, width: box.w, height: box.h, rx: 8 }),
+  svg("text", { class: "where", x: box.x, y: box.y - box.h / 2 + 18, "text-anchor": "middle" }, `${box.node}${box.node === RUN.home ? " ⌂" : ""}`),
+  box.members.map(([, who, calls], i) => svg("text", { class: "who", x: box.x, y: box.y - box.h / 2 + 36 + 16 * i, "text-anchor": "middle" },
+    calls > 1.05 ? `${who} ×${Number(calls.toPrecision(2))}` : who))));
+  const full = height + (level ? Math.min(150, width * 0.15) : 0) - 60;
+  return svg("svg", { class: "drawing graph", viewBox: `0 0 ${width} ${full}`, xmlns: SVG, "aria-label": `Nodes and messages of ${RUN.arms[arm].name}` },
+    svg("defs", {}, svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto", markerUnits: "userSpaceOnUse" },
+      svg("path", { d: "M0 0 8 4 0 8Z", fill: "context-stroke", class: "tip" }))), edges, groups);
+}
+
+function drawGraph(root) {
+  const options = armOptions((arm) => RUN.graphs[arm]?.edges.length);
+  if (!options.length) return root.replaceChildren(el("p", { class: "note" }, "Nothing travelled in this run, or its trace was not kept."));
+  const figure = el("figure", { class: "panel" }), note = el("p", { class: "note" }), rows = el("tbody");
+  let arm = options[0][0];
+  function draw() {
+    const graph = RUN.graphs[arm], total = graph.edges.reduce((sum, edge) => sum + edge[3], 0);
+    figure.replaceChildren(graphDrawing(arm, Math.max(300, Math.min(figure.clientWidth - 24, 860))));
+    note.replaceChildren(`${quantity(total, "B")} a question over ${plural(graph.edges.length, "edge")}, on average over ${plural(graph.tasks, "question")} whose traces were kept. `,
+      "Bytes are counted once from end to end; the tables count them on every link in between. ",
+      graph.edges.length > 14 ? "Point at a node, or tab to it, to read its edges." : "");
+    rows.replaceChildren(...[...graph.edges].sort((a, b) => b[3] - a[3]).map(([src, dst, moves, nbytes]) => el("tr", {},
+      el("th", { scope: "row" }, `${src} → ${dst}`), el("td", {}, String(Number(moves.toPrecision(3)))), el("td", {}, quantity(nbytes, "B")))));
+  }
+  const chooser = select("Arm", options, arm, (value) => { arm = Number(value); draw(); });
+  root.replaceChildren(el("div", { class: "controls" }, chooser.root, saveButton(figure, "graph")), figure, note,
+    el("details", {}, el("summary", {}, "Every edge"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Edges" }, el("table", {}, el("thead", {}, el("tr", {}, ["from → to", "messages", "bytes"].map((head) =>
+      el("th", { scope: "col" }, head)))), rows))));
+  redrawn(figure, draw);
+}

@@ -1,0 +1,61 @@
+"""The tables of the report, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aiflow_agents.evals.report.arms import capture_text, chosen, cost, sorted_arms
+from aiflow_agents.evals.verdict import p_text, percent, points, quantity, sentence
+
+
+def terminal_table(summary: Mapping[str, Any]) -> Table:
+    """The arms, by kind and then accuracy. Costs are means per question."""
+    table = Table(title=f"{summary['suite']}, {summary['n_tasks']:,} questions", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for header, justify in (("arm", "left"), ("kind", "left"), ("right", "right"), ("95 %", "left"), ("FLOPs", "right"), ("tokens", "right"),
+                            ("bytes", "right"), ("p50", "right"), ("p95", "right"), ("energy", "right")):
+        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    some_failed = any(arm.get("n_failed") for arm in summary["arms"].values())
+    if some_failed:
+        table.add_column("failed", justify="right", no_wrap=True)
+    marked = {chosen(summary, "best_member"), chosen(summary, "best_topology")}
+    arms, latest = sorted_arms(summary), None
+    for name, arm in arms:
+        if latest not in (None, arm["kind"]):
+            table.add_section()
+        latest = arm["kind"]
+        interval = f"{100 * arm['ci95'][0]:.1f}-{100 * arm['ci95'][1]:.1f}" if arm["ci95"] else "-"
+        table.add_row(Text(name), arm["kind"], percent(arm["accuracy"]), interval, quantity(arm.get("flops")), quantity(cost(arm, "tokens")),
+                      quantity(arm.get("wire_bytes"), "B"), quantity((arm.get("latency_s") or {}).get("p50"), "s"),
+                      quantity((arm.get("latency_s") or {}).get("p95"), "s"), quantity(arm.get("energy_j"), "J"),
+                      *([f"{arm['n_failed']:,}" if arm.get("n_failed") else ""] if some_failed else []), style="bold" if name in marked else None)
+    return table
+
+
+def verdict_table(summary: Mapping[str, Any]) -> Table:
+    """The verdict rows, in points; p as adjusted by Holm's method, which is what `says` follows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header, justify in (("arm", "left"), ("", "left"), ("against", "left"), ("points", "right"), ("95 %", "left"), ("p (Holm)", "left"),
+                            ("could show", "right"), ("won/lost/tied", "right"), ("capture", "left")):
+        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    style = {"beats": "green", "loses": "red", "not shown": "dim"}
+    for v in summary["verdicts"]:
+        interval = f"{points(v['ci95'][0])} to {points(v['ci95'][1])}" if v["ci95"] else "-"
+        table.add_row(Text(v["arm"]), Text(v["says"], style[v["says"]]), Text(v["against"]), points(v["delta"]), interval,
+                      p_text(v["p_holm"])[2:].removeprefix("= "), points(v["mde"]) if v["mde"] is not None else "-",
+                      f"{v['wins']:,}/{v['losses']:,}/{v['ties']:,}", capture_text(v["capture"]))
+    return table
+
+
+def show(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the arms, the verdicts and the sentence."""
+    console.print(terminal_table(summary))
+    if summary["verdicts"]:
+        console.print()
+        console.print(verdict_table(summary))
+    console.print()
+    console.print(sentence(summary), highlight=False, markup=False)
