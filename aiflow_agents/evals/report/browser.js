@@ -63,7 +63,7 @@ function drawBrowser(root) {
     space.style.height = `${found.length * ROW}px`;
     space.replaceChildren(...found.slice(first, last).map((task, i) => {
       const place = first + i, share = score(wanted.arm, task);
-      return el("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": place === chosen, "aria-posinset": place + 1, "aria-setsize": found.length, style: `top:${place * ROW}px`, click: () => open(place) },
+      return el("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": String(place === chosen), "aria-posinset": place + 1, "aria-setsize": found.length, style: `top:${place * ROW}px`, click: () => open(place) },
         el("span", { class: verdict(share) }, mark(share)), el("span", { class: "line" }, question(task)), el("span", { class: "tag" }, RUN.tags[RUN.tasks.tags[task][0]] ?? ""));
     }));
   }

@@ -7,42 +7,57 @@ function border(box, x, y, gap) {
   return [box.x + dx * scale, box.y + dy * scale];
 }
 
+// Home in the middle of its row, the others around it: most lines begin or end there.
+function homeInTheMiddle(row) {
+  const others = row.filter((node) => node !== RUN.home);
+  return others.length === row.length ? row : [...others.slice(0, others.length >> 1), RUN.home, ...others.slice(others.length >> 1)];
+}
+
 // Boxes for the nodes: the cloud above, the edge below it, devices at the bottom, so that few lines cross a box.
 function boxesOf(graph, width) {
   const nodes = sortedNodes([...graph.edges.flatMap(([src, dst]) => [src, dst]), ...graph.members.map(([node]) => node)]);
-  const rows = TIERS.map((name) => nodes.filter((node) => tier(node) === name)).reverse().filter((row) => row.length);
+  const rows = TIERS.map((name) => homeInTheMiddle(nodes.filter((node) => tier(node) === name))).reverse().filter((row) => row.length);
   const boxes = new Map();
   let y = 16;
   for (const row of rows) {
     const members = row.map((node) => graph.members.filter(([at]) => at === node));
-    const height = 30 + 16 * Math.max(1, ...members.map((at) => at.length)), w = Math.min(132, (width - 16) / row.length - 8);
+    const h = 30 + 16 * Math.max(1, ...members.map((at) => at.length)), w = Math.min(132, width * 0.3, (width - 16) / row.length - 8);
     row.forEach((node, i) => {
-      const alone = { edge: 0.3, cloud: 0.68 }[tier(node)] ?? 0.5;
-      boxes.set(node, { node, w, h: height, x: width * (row.length === 1 ? alone : (i + 0.5) / row.length), y: y + height / 2, members: members[i] });
+      const alone = { edge: 0.2, cloud: 0.8 }[tier(node)] ?? 0.5;
+      boxes.set(node, { node, w, h, x: width * (row.length === 1 ? alone : (i + 0.5) / row.length), y: y + h / 2, members: members[i] });
     });
-    y += height + 96;
+    y += h + 96;
   }
-  return { boxes, height: y - 20 };
+  return { boxes, height: y - 96 };
+}
+
+const isLevel = (a, b) => Math.abs(a.y - b.y) < 1;
+
+// The curve of one way: {start, control, end}. Both ways of a pair bend apart; neighbours on one row talk underneath it.
+function curveOf(a, b) {
+  const dx = b.x - a.x, dy = b.y - a.y, length = Math.hypot(dx, dy) || 1;
+  if (isLevel(a, b)) {
+    const right = dx > 0, aside = Math.sign(dx) * a.w * (right ? 0.15 : 0.35), y = a.y + a.h / 2;
+    return { start: [a.x + aside, y], control: [(a.x + b.x) / 2, y + Math.abs(dx) * 0.2 + (right ? 48 : 18)], end: [b.x - aside, y + 4] };
+  }
+  const control = [(a.x + b.x) / 2 - (dy / length) * 22, (a.y + b.y) / 2 + (dx / length) * 22];
+  return { start: border(a, ...control, 0), control, end: border(b, ...control, 4) };
 }
 
 function edgeOf(edge, boxes, most, labelled) {
-  const [src, dst, moves, nbytes] = edge, a = boxes.get(src), b = boxes.get(dst);
-  const level = Math.abs(a.y - b.y) < 1, dx = b.x - a.x, dy = b.y - a.y, length = Math.hypot(dx, dy) || 1;
-  // neighbours on one row talk underneath it; otherwise both ways bend apart
-  const bend = level ? 0 : 16, sag = level ? 26 + Math.abs(dx) * 0.16 : 0;
-  const cx = (a.x + b.x) / 2 - (dy / length) * bend, cy = (a.y + b.y) / 2 + (dx / length) * bend + (level ? a.h / 2 + sag + (dx > 0 ? 0 : 9) : 0);
-  const [x0, y0] = level ? [a.x + Math.sign(dx) * a.w * 0.22, a.y + a.h / 2] : border(a, cx, cy, 0);
-  const [x1, y1] = level ? [b.x - Math.sign(dx) * b.w * 0.36, b.y + b.h / 2 + 4] : border(b, cx, cy, 4);
-  const path = svg("path", { d: `M${x0} ${y0}Q${cx} ${cy} ${x1} ${y1}`, "stroke-width": 1 + 4 * Math.sqrt(nbytes / most), "marker-end": "url(#arrow)" });
-  const label = svg("text", { x: (x0 + 2 * cx + x1) / 4, y: (y0 + 2 * cy + y1) / 4 + 4, "text-anchor": "middle" }, quantity(nbytes, "B"));
+  const [src, dst, moves, nbytes] = edge, { start, control, end } = curveOf(boxes.get(src), boxes.get(dst));
+  const at = (i, t = 0.38) => (1 - t) ** 2 * start[i] + 2 * t * (1 - t) * control[i] + t * t * end[i]; // nearer to where it comes from
   return svg("g", { class: `edge ${tierClass(src)}${labelled ? " labelled" : ""}`, "data-ends": `${src} ${dst}` },
-    svg("title", {}, `${src} → ${dst}: ${quantity(nbytes, "B")} in ${Number(moves.toPrecision(3))} messages per question`), path, label);
+    svg("title", {}, `${src} → ${dst}: ${quantity(nbytes, "B")} in ${Number(moves.toPrecision(3))} messages per question`),
+    svg("path", { d: `M${start}Q${control} ${end}`, "stroke-width": 1 + 4 * Math.sqrt(nbytes / most), "marker-end": "url(#arrow)" }),
+    svg("text", { x: at(0), y: at(1) + 4, "text-anchor": "middle" }, quantity(nbytes, "B")));
 }
 
 function graphDrawing(arm, width) {
   const graph = RUN.graphs[arm], { boxes, height } = boxesOf(graph, width);
   const most = Math.max(1, ...graph.edges.map((edge) => edge[3])), labelled = graph.edges.length <= 14;
-  const level = graph.edges.some(([src, dst]) => Math.abs(boxes.get(src).y - boxes.get(dst).y) < 1 && boxes.get(src).y > height - 120);
+  const curves = graph.edges.map(([src, dst]) => curveOf(boxes.get(src), boxes.get(dst)));
+  const lowest = Math.max(height, ...curves.map(({ start, control, end }) => (start[1] + 2 * control[1] + end[1]) / 4 + 12)) + 8;
   const edges = graph.edges.map((edge) => edgeOf(edge, boxes, most, labelled));
   const near = (node) => edges.forEach((edge) => edge.classList.toggle("near", node !== null && edge.dataset.ends.split(" ").includes(node)));
   const groups = [...boxes.values()].map((box) => svg("g", {
@@ -52,8 +67,7 @@ function graphDrawing(arm, width) {
   svg("text", { class: "where", x: box.x, y: box.y - box.h / 2 + 18, "text-anchor": "middle" }, `${box.node}${box.node === RUN.home ? " ⌂" : ""}`),
   box.members.map(([, who, calls], i) => svg("text", { class: "who", x: box.x, y: box.y - box.h / 2 + 36 + 16 * i, "text-anchor": "middle" },
     calls > 1.05 ? `${who} ×${Number(calls.toPrecision(2))}` : who))));
-  const full = height + (level ? Math.min(150, width * 0.15) : 0) - 60;
-  return svg("svg", { class: "drawing graph", viewBox: `0 0 ${width} ${full}`, xmlns: SVG, "aria-label": `Nodes and messages of ${RUN.arms[arm].name}` },
+  return svg("svg", { class: "drawing graph", viewBox: `0 0 ${width} ${lowest}`, xmlns: SVG, "aria-label": `Nodes and messages of ${RUN.arms[arm].name}` },
     svg("defs", {}, svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto", markerUnits: "userSpaceOnUse" },
       svg("path", { d: "M0 0 8 4 0 8Z", fill: "context-stroke", class: "tip" }))), edges, groups);
 }

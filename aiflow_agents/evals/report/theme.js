@@ -18,5 +18,5 @@ function addThemeSwitch() {
   }
   system.addEventListener("change", show);
   show();
-  document.querySelector("nav").append(button);
+  document.querySelector("nav > div").append(button);
 }
