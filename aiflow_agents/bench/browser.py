@@ -71,7 +71,8 @@ class Browser:
         return self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        reply = self._http.request(method, f"/session/{self._session}{path}" if self._session else path, json={} if body is None and method == "POST" else body)
+        where = f"/session/{self._session}{path}" if self._session else path
+        reply = self._http.request(method, where, json={} if body is None and method == "POST" else body)
         value = reply.json()["value"]
         if reply.is_error:
             raise RuntimeError(f"{value['error']}: {value['message'].splitlines()[0]}")

@@ -1,7 +1,8 @@
 """How long a large run's report takes to draw and to open: a made-up run of many tasks and arms, and a real browser that loads its page.
 
 Seconds are the browser's own, from the start of the navigation (Navigation Timing, W3C): `load_s` to the end of the `load` event, `drawn_s` until the
-frame after the scripts have run, when the page can be read and used. `search_s` is one search through all questions, with the list drawn again.
+frame after the scripts have run, when the page can be read and used. On a busy machine most of that is waiting: `cpu_s` is what the main thread of the
+page computed until then, and `blank_s` what an empty page takes beside it. `search_s` is one search through all questions, with the list drawn again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from aiflow_agents.bench.browser import Browser
+from aiflow_agents.bench.browser import Browser, missing
+from aiflow_agents.errors import UserError
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.evals.verdict import judge
@@ -24,36 +26,41 @@ from aiflow_agents.evals.verdict import judge
 SKILLS = tuple(f"skill-{i:02d}" for i in range(14))
 NODES = ("phone", "tablet", "laptop", "pi", "edge", "cloud")
 TRACED = 20  # as the runner keeps
+BLANK = "<!doctype html><title>blank</title><script>requestAnimationFrame(() => setTimeout(() => performance.mark('drawn')))</script>"
 WORDS = "the how many of which between when before town river price number second longest told red by after largest sum".split()
 
 
-def bench_report(folder: Path, *, n_tasks: int, n_arms: int, repeats: int, seed: int, note: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Make the run in `folder`, draw its report, and open it `repeats` times, each time in a new browser. Raises UserError where there is no browser."""
-    with Browser() as browser:  # before minutes are spent: is there one?
-        version = browser.run("return navigator.userAgentData?.brands.map(b => b.brand + ' ' + b.version).join(', ') ?? navigator.userAgent")
+def bench_report(
+    folder: Path, *, n_tasks: int, n_arms: int, repeats: int, seed: int, note: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Make the run in `folder`, draw its report, and open it `repeats` times, each time in a new browser. Raises UserError where there is none."""
+    if (why := missing()) is not None:
+        raise UserError(why)  # before minutes are spent
     note(f"making a run of {n_tasks:,} tasks and {n_arms} arms")
     make_run(folder, n_tasks=n_tasks, n_arms=n_arms, seed=seed)
     note("drawing its report")
     began = time.perf_counter()
     page = write_report(folder)
-    found: dict[str, Any] = {"tasks": n_tasks, "arms": n_arms, "browser": version, "write_s": time.perf_counter() - began, "bytes": page.stat().st_size}
+    found: dict[str, Any] = {"tasks": n_tasks, "arms": n_arms, "write_s": time.perf_counter() - began, "bytes": page.stat().st_size}
     rounds = []
     for number in range(repeats):
         note(f"opening it, {number + 1} of {repeats}")
         with Browser() as browser:
             rounds.append(opened(browser, page))
+            found["browser"] = browser.run("return navigator.userAgent.match(/\\S*Chrome\\S*/)[0]")
     return found | {key: median(one[key] for one in rounds) for key in rounds[0]} | {"rounds": rounds}
 
 
 def opened(browser: Browser, page: Path) -> dict[str, float]:
-    """Seconds of one visit. Raises RuntimeError where the page put an error on its console."""
-    began = time.perf_counter()
-    browser.open(page)
-    browser.wait("return performance.getEntriesByName('drawn').length > 0")
-    wall_s = time.perf_counter() - began
-    load_ms, drawn_ms = browser.run(
-        "return [performance.getEntriesByType('navigation')[0].loadEventEnd, performance.getEntriesByName('drawn')[0].startTime]"
-    )
+    """Seconds of one visit, after one to an empty page. Raises RuntimeError where the page put an error on its console."""
+    blank = page.with_name("blank.html")
+    blank.write_text(BLANK, encoding="utf-8")
+    blank_ms = _visit(browser, blank)[1]
+    blank.unlink()
+    browser.devtools("Performance.enable", timeDomain="threadTicks")
+    before = _cpu_s(browser)
+    load_ms, drawn_ms = _visit(browser, page)
+    cpu_s = _cpu_s(browser) - before
     browser.run("document.getElementById('tasks').scrollIntoView()")
     browser.wait("return document.querySelector('#tasks .row') !== null")
     search_ms = browser.run(
@@ -63,7 +70,22 @@ def opened(browser: Browser, page: Path) -> dict[str, float]:
     )
     if said := browser.console():
         raise RuntimeError(f"{page} says on its console: {said[0]}")
-    return {"load_s": load_ms / 1e3, "drawn_s": drawn_ms / 1e3, "wall_s": wall_s, "search_s": search_ms / 1e3}
+    return {"load_s": load_ms / 1e3, "drawn_s": drawn_ms / 1e3, "blank_s": blank_ms / 1e3, "cpu_s": cpu_s, "search_s": search_ms / 1e3}
+
+
+def _visit(browser: Browser, page: Path) -> tuple[float, float]:
+    """Milliseconds from the start of the navigation to the end of the load event, and to the frame in which all is drawn."""
+    browser.open(page)
+    browser.wait("return performance.getEntriesByName('drawn').length > 0")
+    load_ms, drawn_ms = browser.run(
+        "return [performance.getEntriesByType('navigation')[0].loadEventEnd, performance.getEntriesByName('drawn')[0].startTime]"
+    )
+    return load_ms, drawn_ms
+
+
+def _cpu_s(browser: Browser) -> float:
+    """CPU seconds of the main thread so far."""
+    return next(metric["value"] for metric in browser.devtools("Performance.getMetrics")["metrics"] if metric["name"] == "ThreadTime")
 
 
 # --- a run that nobody ran ---
@@ -80,8 +102,8 @@ def make_run(folder: Path, *, n_tasks: int, n_arms: int, seed: int) -> None:
     questions = [" ".join(rng.choice(WORDS, size=12)) + f" {i}?" for i in range(n_tasks)]
     summary: dict[str, Any] = {
         "schema": 1, "run_id": folder.name, "suite": "made-up", "team": "made-up", "network": "home-wifi", "seed": seed, "split": "test", "git": None,
-        "packages": {}, "n_tasks": n_tasks, "best_member": {"arm": members[0], "chosen_on": "dev"}, "best_topology": {"arm": "topology-0", "chosen_on": "dev"},
-        "arms": {},
+        "packages": {}, "n_tasks": n_tasks, "best_member": {"arm": members[0], "chosen_on": "dev"},
+        "best_topology": {"arm": "topology-0", "chosen_on": "dev"}, "arms": {},
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as lines, (folder / "trace.jsonl").open("w", encoding="utf-8") as traces:
@@ -120,13 +142,15 @@ def arms_of(n_arms: int) -> dict[str, str]:
 
 def spans_of(question: str, answer: str) -> list[dict[str, Any]]:
     """Everyone is asked, everyone answers the first."""
-    spans: list[dict[str, Any]] = []
+    def span(kind: str, who: str, node: str, start_s: float, end_s: float, message: str, text: str, **more: Any) -> dict[str, Any]:
+        return {"kind": kind, "who": who, "node": node, "start_s": start_s, "end_s": end_s, "message": message, "text": text, **more}
+
+    home, spans = NODES[0], []
     for i, node in enumerate(NODES):
-        asked, said = 0.004 * i, 0.004 * i + 0.01
+        way_s = 0.004 * i
+        said_s = way_s + 0.01
+        spans.append(span("call", f"member-{i}", node, way_s, said_s, f"m{i}", answer, confidence=0.5))
         if i:
-            spans.append({"kind": "move", "who": "user", "node": NODES[0], "start_s": 0.0, "end_s": asked, "message": "q0", "text": question, "to": node, "nbytes": 90})
-        spans.append({"kind": "call", "who": f"member-{i}", "node": node, "start_s": asked, "end_s": said, "message": f"m{i}", "text": answer, "confidence": 0.5})
-        if i:
-            spans.append({"kind": "move", "who": f"member-{i}", "node": node, "start_s": said, "end_s": said + 0.004 * i, "message": f"m{i}", "text": answer,
-                          "to": NODES[0], "nbytes": 30})  # fmt: skip
+            spans.append(span("move", "user", home, 0.0, way_s, "q0", question, to=node, nbytes=90))
+            spans.append(span("move", f"member-{i}", node, said_s, said_s + way_s, f"m{i}", answer, to=home, nbytes=30))
     return spans

@@ -36,6 +36,7 @@ def report(
         typer.echo(dumps({"machine": about, **found}, indent=2))
         return 0
     typer.echo(f"{tasks:,} tasks and {arms} arms: {found['bytes'] / 1e6:.1f} MB, drawn from the run's folder in {found['write_s']:.1f} s")
-    typer.echo(f"opens in {found['drawn_s']:.2f} s (load event after {found['load_s']:.2f} s); a search takes {found['search_s'] * 1000:.0f} ms")
+    typer.echo(f"opens in {found['drawn_s']:.2f} s, of which it computes {found['cpu_s']:.2f} s (an empty page: {found['blank_s']:.2f} s); a search takes "
+               f"{found['search_s'] * 1000:.0f} ms")
     typer.echo(f"median of {repeats} visits, {found['browser']}")
     return 0

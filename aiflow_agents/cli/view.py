@@ -32,16 +32,20 @@ def view(
 def _check(run: Path) -> None:
     """Raise UserError, with what to do, for anything but a finished run."""
     import json
+    import shlex
 
     if not run.is_dir():
         raise UserError(f"{run} is no folder: give the folder of a run, such as logs/specialists-20260102-030405")
     if not (run / "config.json").is_file() and not (run / "summary.json").is_file():
         raise UserError(f"{run} is no run: it has neither config.json nor summary.json")
     if not (run / "summary.json").is_file():
-        raise UserError(f"{run} is not finished, so it has no summary.json: go on with `aiflow eval --resume {run}`")
+        raise UserError(f"{run} is not finished, so it has no summary.json: go on with `aiflow eval --resume {shlex.quote(str(run))}`")
     for name in ("summary.json", "config.json"):
         try:
-            if (run / name).is_file() and not isinstance(json.loads((run / name).read_bytes()), dict):
-                raise ValueError
+            held = json.loads((run / name).read_bytes()) if (run / name).is_file() else {}
         except ValueError:
-            raise UserError(f"{run / name} is damaged: it is no JSON object") from None
+            held = None
+        if not isinstance(held, dict):
+            raise UserError(f"{run / name} is damaged: it is no JSON object")
+        if name == "summary.json" and (lacking := [key for key in ("suite", "n_tasks", "arms", "verdicts") if key not in held]):
+            raise UserError(f"{run / name} is damaged: it has no {lacking[0]}")

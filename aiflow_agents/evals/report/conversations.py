@@ -89,7 +89,8 @@ class Conversations:
         for arm, task in sorted(self.spans, key=lambda key: (task_of.get(key[1], len(task_of)), arm_of.get(key[0], len(arm_of)))):
             if arm not in arm_of or task not in task_of:
                 continue
-            spans, texts = [], {}
+            spans: list[list[Any]] = []
+            texts: dict[int, str] = {}
             for span in self.spans[arm, task]:
                 texts.setdefault(name(span["message"]), short(span["text"], TEXT))
                 spans.append([
@@ -97,7 +98,7 @@ class Conversations:
                     name(span["message"]), name(span["to"]) if span["to"] else -1, [name(parent) for parent in span["heard"]], span["nbytes"],
                     span["confidence"],
                 ])  # fmt: skip
-            size += 60 * len(spans) + sum(map(len, texts.values()))
+            size += 60 * len(spans) + sum(len(text) for text in texts.values())
             if size > ALL:
                 left_out += 1
                 continue

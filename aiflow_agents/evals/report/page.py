@@ -48,8 +48,8 @@ def write_report(run_folder: Path) -> Path:
                            trim_blocks=True, lstrip_blocks=True).get_template("page.html.j2")
     page = template.render(
         generator=_generator(), script=Markup(script), script_hash=_hash(script), style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        data=embedded(data), cut=data["cut"], left_out=data["conversations"]["left_out"], has_traces=bool(conversations.spans), has_tasks=bool(samples.tasks),
-        summary=summary, sentence=sentence(summary), headline=_headline(summary), team_row=_team_row(summary), groups=_groups(summary),
+        data=embedded(data), cut=data["cut"], left_out=data["conversations"]["left_out"],
+        has_traces=bool(conversations.spans), has_tasks=bool(samples.tasks), summary=summary, sentence=sentence(summary), headline=_headline(summary), team_row=_team_row(summary), groups=_groups(summary),
         chosen={chosen(summary, role): role for role in ("best_member", "best_topology")}, reference=_reference(summary),
         plots=[{"key": key, "title": title, "frames": [scatter(summary, key, title, unit, frame) for frame in FRAMES]} for key, title, unit in COSTS],
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),
@@ -98,10 +98,11 @@ def _data(summary: Mapping[str, Any], config: Mapping[str, Any], samples: Sample
           conversations: Conversations) -> dict[str, Any]:
     """What the scripts draw from; see `run.js`."""
     arms = [name for name, _ in sorted_arms(summary)]
+    place: dict[str | None, int] = {name: i for i, name in enumerate(arms)}
     return {
         "arms": [{"name": name, "kind": arm["kind"], "ceiling": is_ceiling(name)} for name, arm in sorted_arms(summary)],
-        "best_member": arms.index(chosen(summary, "best_member")) if chosen(summary, "best_member") in arms else None,
-        "best_topology": arms.index(chosen(summary, "best_topology")) if chosen(summary, "best_topology") in arms else None,
+        "best_member": place.get(chosen(summary, "best_member")),
+        "best_topology": place.get(chosen(summary, "best_topology")),
         **samples.columns(arms, scores),
         **places(config, conversations),
         "graphs": conversations.graphs(arms),

@@ -73,10 +73,10 @@ class Samples:
     def columns(self, arms: Sequence[str], scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
         """The tasks and what each arm answered, for the page's scripts.
 
-        `said[t]` are the different answers to task t; for each arm `answered` has a character per task, the place of its (first repeat's) answer among
-        them, and `scored` one for its mean score: 0 to 60 sixtieths, "!" if it failed, "-" where there is none. `cut` is the length at which texts end.
+        `said[t]` are the different answers to task t; for each arm `answered` has a character per task, the place of its answer (in its first repeat)
+        among them, and `scored` one for its mean score: 0 to 60 sixtieths, "!" if it failed, "-" where there is none. Texts end after `cut` characters.
         """
-        tags = sorted({tag for task in self.tags for tag in task})
+        tags = {tag: i for i, tag in enumerate(sorted({tag for task in self.tags for tag in task}))}
         said: list[list[str]] = [[] for _ in self.tasks]
         where: list[dict[str, int]] = [{} for _ in self.tasks]
         answered, scored = [], []
@@ -99,10 +99,10 @@ class Samples:
             scored.append("".join(score_digits))
         columns = {
             "id": self.tasks, "question": [None if question == task else question for question, task in zip(self.questions, self.tasks, strict=True)],
-            "expected": self.expected, "tags": [[tags.index(tag) for tag in task] for task in self.tags], "said": said,
+            "expected": self.expected, "tags": [[tags[tag] for tag in task] for task in self.tags], "said": said,
         }
         cut = self._cut(columns)
-        return {"tags": tags, "tasks": columns, "answered": answered, "scored": scored, "cut": cut}
+        return {"tags": list(tags), "tasks": columns, "answered": answered, "scored": scored, "cut": cut}
 
     @staticmethod
     def _cut(columns: dict[str, Any]) -> int | None:

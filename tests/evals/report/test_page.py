@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from aiflow_agents.evals.report import is_current, show, write_report
 from aiflow_agents.evals.report.page import embedded
-from rich.console import Console
 
 SKILLS = ("sums", "products", "sorting", "calendar", "logic", "counting", "nested", "compare")
 

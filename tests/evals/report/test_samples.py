@@ -41,7 +41,7 @@ def test_a_score_short_of_one_is_not_right_and_repeats_are_averaged(tmp_path):
 def test_an_answer_that_is_no_text_is_said_as_json_and_more_answers_than_digits_are_marked(tmp_path):
     samples = read(tmp_path, [{"arm": f"a{i}", "answer": {"n": i}} for i in range(len(DIGITS) + 2)])
     columns = samples.columns([f"a{i}" for i in range(len(DIGITS) + 2)], samples.scores())
-    assert columns["tasks"]["said"][0][3] == '{"n": 3}' and [digit for digit in columns["answered"]][-3:] == [DIGITS[-1], "~", "~"]
+    assert columns["tasks"]["said"][0][3] == '{"n": 3}' and columns["answered"][-3:] == [DIGITS[-1], "~", "~"]
 
 
 def test_texts_are_cut_where_all_of_them_are_too_many(tmp_path, monkeypatch):
