@@ -11,8 +11,10 @@ from typing import NamedTuple
 from zlib import crc32
 
 from aiflow_agents.errors import UnknownName, UserError
+from aiflow_agents.skills.atlas import ATLAS
 from aiflow_agents.skills.questions import SKILLS, Draw
 
+DRAWS: dict[str, Draw] = SKILLS | ATLAS
 SPLITS = ("train", "dev", "test")
 
 
@@ -32,9 +34,9 @@ def split_of(text: str) -> str:
 
 def skill(name: str) -> Draw:
     """The skill of that name; `UnknownName` with the nearest ones otherwise."""
-    if name not in SKILLS:
-        raise UnknownName("skill", name, SKILLS)
-    return SKILLS[name]
+    if name not in DRAWS:
+        raise UnknownName("skill", name, DRAWS)
+    return DRAWS[name]
 
 
 def stream(weights: Mapping[str, float], split: str, seed: int) -> Iterator[Question]:

@@ -7,16 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
-from aiflow_agents.skills.questions import SKILLS
+from aiflow_agents.skills.atlas import HELD
+from aiflow_agents.skills.splits import DRAWS
 
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=24)]  # a folder, and a speaker in `<heard>name:`
 
 
 def _known(skills: dict[str, float]) -> dict[str, float]:
-    unknown = sorted(set(skills) - set(SKILLS))
+    unknown = sorted(set(skills) - set(DRAWS))
     if unknown:
-        raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join(SKILLS)}")
+        raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join(DRAWS)}")
     if not sum(skills.values()) > 0:
         raise ValueError("no skill has a weight above 0")
     return skills
@@ -54,10 +55,12 @@ class Phase(Strict):
     `answer`: questions and right answers. `hear`: half of the questions are followed by what peers really answered, right or wrong,
     so that the model learns whom to believe. In a share of these all that is heard is right: `truth` at the start, falling to none at the end. So a
     model first learns to repeat (a million tokens; where most of what it hears is wrong, not in three), then whom.
+    `recall`: the facts of the recipe's shard of the atlas are learned by heart. `ask`: to ask peers who have such shards, in worlds
+    whose names are drawn anew for every question, where they are right, wrong and silent as they really are.
     `skills`: instead of the recipe's own, in this phase.
     """
 
-    kind: Literal["answer", "hear"]
+    kind: Literal["answer", "hear", "recall", "ask"]
     tokens: Positive
     lr: float = Field(0.02, gt=0)
     batch: Positive = 128
@@ -68,8 +71,8 @@ class Phase(Strict):
 
     @model_validator(mode="after")
     def _peers(self) -> Phase:
-        if (self.kind == "hear") != bool(self.peers):
-            raise ValueError("a `hear` phase needs peers to hear" if self.kind == "hear" else "an `answer` phase hears nobody; remove peers")
+        if (self.kind in ("hear", "ask")) != bool(self.peers):
+            raise ValueError(f"a phase of kind `{self.kind}` " + ("hears nobody; remove peers" if self.peers else f"needs peers to {self.kind}"))
         return self
 
 
@@ -78,7 +81,7 @@ class Recipe(Strict):
 
     With `exits` it is a family: exit e runs the first e layers, then a block of its own; the last, layers - 1, is the whole model. Each exit has the
     weight of its loss. `travel_noise`: the states that a deeper exit goes on from are disturbed by up to this share of their deviation, so that it
-    learns to read what a lossy codec leaves of them.
+    learns to read what a lossy codec leaves of them. `shard`: the part of the atlas that phases of kind `recall` teach; `all` is the whole of it.
     """
 
     name: Name
@@ -92,6 +95,15 @@ class Recipe(Strict):
     max_length: Positive = 256
     exits: dict[NonNegativeInt, Annotated[float, Field(gt=0)]] = {}
     travel_noise: float = Field(0.0, ge=0, le=1)
+    shard: str = ""
+
+    @model_validator(mode="after")
+    def _shard_is_there(self) -> Recipe:
+        if self.shard not in ("", "all", *HELD):
+            raise ValueError(f"unknown shard {self.shard}; known: {', '.join(HELD)}, all")
+        if bool(self.shard) != any(phase.kind == "recall" for phase in self.phases):
+            raise ValueError("phases of kind `recall` need a shard" if not self.shard else "a shard is learned in a phase of kind `recall`; there is none")
+        return self
 
     @model_validator(mode="after")
     def _exits_fit(self) -> Recipe:
@@ -104,14 +116,14 @@ class Recipe(Strict):
     @field_validator("phases")
     @classmethod
     def _answers_first(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        if phases[0].kind != "answer":
-            raise ValueError("the first phase must be of kind `answer`: peers hear what a model answers after it")
+        if phases[0].kind == "hear":
+            raise ValueError("the first phase must not be of kind `hear`: peers hear what a model answers before it")
         return phases
 
     @property
     def answering(self) -> int:
-        """How many phases come before the first that hears: after them the model's answers are what its peers learn from."""
-        return next((i for i, phase in enumerate(self.phases) if phase.kind == "hear"), len(self.phases))
+        """How many phases come before the first that hears or asks: after them the model's answers are what its peers learn from."""
+        return next((i for i, phase in enumerate(self.phases) if phase.peers), len(self.phases))
 
     def scaled(self, tokens: int) -> Recipe:
         """The same recipe with `tokens` tokens in all, shared out over the phases as before: for a try."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.training import corpus, tokenizer
+from aiflow_agents.training import corpus, recall, tokenizer
 from aiflow_agents.training.branches import Disturb, add_branches, exit_states, travel_noise
 from aiflow_agents.training.corpus import Batch, Heard
 from aiflow_agents.training.loop import Training
@@ -66,16 +66,19 @@ class Trainer(Training):
         self.recipe, self.another = recipe, f"another version of recipe '{recipe.name}'"
 
     def _recipe(self) -> dict[str, Any]:
-        later = {name for name in ("exits", "travel_noise") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these
+        later = {name for name in ("exits", "travel_noise", "shard") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these
         return self.recipe.model_dump(mode="json", exclude={"phases", "description"} | later)
 
     def _batches(self, phase: int, chunk: int) -> Iterable[Batch]:
         now = self.phases[phase]
+        skills, seed = now.skills or self.recipe.skills, self.recipe.seed * 1000 + phase
+        if now.kind == "recall":
+            return recall.chunk(self.recipe.shard, skills, seed, chunk, now.batch, self.recipe.seed)
         if now.kind == "hear" and not self.pool:
             raise UserError(f"recipe '{self.recipe.name}': phase {phase} needs the answers of {', '.join(now.peers)}")
         heard = self.pool if now.kind == "hear" else ()
         truth = now.truth * max(0.0, 1 - self.state["tokens"] / now.tokens)
-        return corpus.chunk(now.skills or self.recipe.skills, self.recipe.seed * 1000 + phase, chunk, now.batch, heard, truth)
+        return corpus.chunk(skills, seed, chunk, now.batch, heard, truth)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         if not self.recipe.travel_noise:
