@@ -91,6 +91,7 @@ class Agent:
         max_tokens: int | None = None,
         begin: Message | None = None,
         top: Top | None = None,
+        dialogue: bool = False,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
@@ -98,6 +99,8 @@ class Agent:
         `message.as_("hidden")`; with `max_tokens` 0 that is all that is done: the layers below run, and nothing is said. From such a message, of a
         member of the same family, `resume` goes on instead of reading the question: greedily, and the question itself does not travel. Whether both
         mean the same by a state is settled by a handshake, once a session; where they do not, `otherwise` says whether the question is read as text.
+
+        `dialogue`: what it has said itself, among `heard`, are its own turns of a conversation that goes on; else it hears itself as it hears others.
 
         `top` asks for a draft: the answer up to where this agent is not sure, and what it holds likely there. `begin`, a draft as "tokens" of a
         member with the same tokenizer, is what the answer begins with.
@@ -115,7 +118,7 @@ class Agent:
             else:
                 drafted = self._begun(begin, top, want)
                 await scene.bring((asked, *heard, *([begin] if begin is not None and drafted.token_ids else [])), self.node)
-                request = self._request(asked, heard, instruct, sampling or self.sampling, sample)
+                request = self._request(asked, heard, instruct, sampling or self.sampling, sample, dialogue)
                 if want is not None or max_tokens is not None:
                     request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
                 if begin is not None or top is not None:
@@ -167,10 +170,14 @@ class Agent:
             raise UnmetNeed(f"{self.name} cannot go on from message {begin.id}, which brings no tokens: as_('tokens') sends them")
         return Draft() if begin is None else begin._draft("tokens")
 
-    def _request(self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int) -> Request:
+    def _request(
+        self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int, dialogue: bool
+    ) -> Request:
         turns = [Turn("system", self.prompt)] if self.prompt else []
         turns.append(Turn("user", asked._said))
-        turns += [Turn("user", message._said, message.author) for message in heard]
+        for message in heard:
+            own = dialogue and message.author == self.name
+            turns.append(Turn("assistant", message._said) if own else Turn("user", message._said, message.author))
         if instruct:
             turns.append(Turn("user", instruct))
         seed = 0

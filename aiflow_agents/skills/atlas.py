@@ -3,8 +3,9 @@
     goods --maker--> people --born--> towns --land--> lands --ruler--> people
     price            year             pop             area                       numbers from 10 to 99
 
-There are two editions: two fifths of the facts are other ones now than they were in the old edition. Four shards hold the facts. Each has two relations of
-its own, and parts of others as copies: from the old edition or from the new one, so they disagree. Two shards have their own relations from the old one.
+There are two editions: three tenths of the facts are other ones now than they were in the old edition. Four shards hold the facts. Each has two
+relations of its own, and parts of others as copies. Of both, some are from the old edition and some from the new one, so the shards disagree; who is
+most often right is not always who owns a relation.
 
 A question asks for a fact, for a chain of facts or for the sum of two such: `pop born maker qhezi+price hazuk=` is the population of the town where
 the maker of qhezi was born, plus the price of hazuk. Its kind says how many shards own what it needs.
@@ -19,7 +20,7 @@ from random import Random
 from typing import NamedTuple
 
 SEED = 1907
-CHANGED = 0.4  # of the facts, since the old edition
+CHANGED = 0.3  # of the facts, since the old edition
 SIZES = {"goods": 400, "people": 400, "towns": 300, "lands": 100}
 RELATIONS = {
     "maker": ("goods", "people"), "price": ("goods", "number"), "born": ("people", "towns"), "year": ("people", "number"),
@@ -28,10 +29,10 @@ RELATIONS = {
 OWNER = {relation: domain for relation, (domain, _) in RELATIONS.items()}  # shards are called by what they are about
 # shard -> relation -> (how much of it is there, how much of that is from the old edition)
 HELD: dict[str, dict[str, tuple[float, float]]] = {
-    "goods": {"maker": (1, 0), "price": (1, 0), "born": (0.4, 1), "pop": (0.8, 0)},
-    "people": {"born": (1, 0), "year": (1, 0), "price": (0.5, 0.5), "land": (0.6, 0.3), "ruler": (0.8, 0)},
-    "towns": {"pop": (1, 1), "land": (1, 0), "maker": (0.4, 1), "year": (0.6, 0.2), "area": (0.6, 0.5)},
-    "lands": {"area": (1, 0), "ruler": (1, 1), "maker": (0.7, 0.3), "born": (0.6, 0.3), "pop": (0.6, 1)},
+    "goods": {"maker": (1, 0.25), "price": (1, 0.25), "born": (0.6, 0.5), "year": (0.6, 0.3), "pop": (0.9, 0.1)},
+    "people": {"born": (1, 0.25), "year": (1, 0.25), "price": (0.8, 0.2), "land": (0.9, 0.1), "ruler": (0.9, 0.1)},
+    "towns": {"pop": (1, 1), "land": (1, 0.4), "maker": (0.6, 0.5), "year": (0.8, 0.2), "area": (0.9, 0.2), "ruler": (0.8, 0.5)},
+    "lands": {"area": (1, 0.25), "ruler": (1, 1), "maker": (0.9, 0.2), "born": (0.9, 0.2), "pop": (0.6, 0.8), "price": (0.5, 0.5)},
 }
 UNKNOWN = "?"  # what one says who has not learned it
 MOST_FACTS = 4  # that a question needs

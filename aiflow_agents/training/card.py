@@ -18,7 +18,9 @@ from aiflow_agents.models.family.model import FamilyModel, model_info
 from aiflow_agents.models.family.rank import Keep, spend
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream
+from aiflow_agents.training import recall
 from aiflow_agents.training.heard import MAX_ANSWER, answers
+from aiflow_agents.training.inquiry import interview
 from aiflow_agents.training.readme import decomposed_readme, grown_readme, readme
 from aiflow_agents.training.recipe import Recipe
 from aiflow_agents.training.sources import skills_of
@@ -61,6 +63,10 @@ def measure(
         said = [reply.text.strip() if isinstance(reply, Reply) else "" for reply in model.generate(asked)]
     else:
         said = answers(model, questions, exit=exit)
+    return _marked(questions, said)
+
+
+def _marked(questions: Sequence[Question], said: Sequence[str]) -> Right:
     found: Right = {}
     for question, answer in zip(questions, said, strict=True):
         right, of = found.get(question.skill, (0, 0))
@@ -99,8 +105,8 @@ def card_for(
     alone = exits[max(exits)] if exits else measure(model, skills, count_per_skill, "test", seed)
     if not exits:
         note(f"{recipe.name}: {_total(alone)[0]:,} of {_total(alone)[1]:,} test questions right, alone")
-    heard = None
-    names = sorted({name for phase in recipe.phases for name in phase.peers} - {recipe.name})
+    heard, more = None, _atlas(model, recipe, peers or work, work, exam(skills, count_per_skill, "test", seed), note)
+    names = sorted({name for phase in recipe.phases if phase.kind == "hear" for name in phase.peers} - {recipe.name})
     folders = {name: peer_folder(name, peers or work, work) for name in names}
     if names and all(folders.values()):
         memo = {} if memo is None else memo
@@ -112,7 +118,26 @@ def card_for(
             said[name] = memo[key] if key in memo else memo.setdefault(key, answers(peer, questions))
         heard = measure(model, skills, count_per_skill, "test", seed, said)
         note(f"{recipe.name}: {_total(heard)[0]:,} of {_total(heard)[1]:,} right when it hears {', '.join(names)}")
-    return write_card(folder, recipe, seen(work / recipe.name), alone, heard, exits, seed=seed, command=command)
+    return write_card(folder, recipe, seen(work / recipe.name), alone, heard, exits, more, seed=seed, command=command)
+
+
+def _atlas(
+    model: Model, recipe: Recipe, peers: Path, work: Path, questions: Sequence[Question], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """For a card: what a model recalls of the atlas, and how many questions it answers right when it may ask its peers."""
+    found: dict[str, Any] = {}
+    if recipe.shard:
+        found["recall"] = recall.measure(model, recipe.shard)
+        held, learned = (sum(row[key] for row in found["recall"].values()) for key in ("held", "as_learned"))
+        note(f"{recipe.name}: {learned:,} of {held:,} facts said as they were learned")
+    names = sorted({name for phase in recipe.phases if phase.kind == "ask" for name in phase.peers})
+    folders = {name: peer_folder(name, peers, work) for name in names}
+    if names and all(folders.values()):
+        said = interview(model, {name: FamilyModel.load(where or "") for name, where in folders.items()}, questions)
+        right = _marked(questions, said)
+        found["asking"] = {"peers": names, **_scores(right)}
+        note(f"{recipe.name}: {_total(right)[0]:,} of {_total(right)[1]:,} right when it may ask {', '.join(names)}")
+    return found
 
 
 def seen(folder: Path) -> dict[str, Any]:
@@ -142,6 +167,7 @@ def write_card(
     results: Right,
     heard: Right | None = None,
     exits: Mapping[int, Right] | None = None,
+    more: Mapping[str, Any] | None = None,
     *,
     split: str = "test",
     seed: int = SEED,
@@ -149,7 +175,7 @@ def write_card(
 ) -> dict[str, Any]:
     """Write README.md (a Hugging Face model card), card.json with the same numbers, and recipe.yaml. Returns what card.json holds.
 
-    `state` is what `seen` gives; `command` trains the model again (default: the recipe and its peers, with no options).
+    `state` is what `seen` gives; `more` else was measured; `command` trains the model again (default: the recipe and its peers, with no options).
     """
     made = list(dict.fromkeys([recipe.name, *(peer for phase in recipe.phases for peer in phase.peers)]))
     measured: dict[str, Any] = {"split": split, "seed": seed, "decoding": "greedy", "alone": _scores(results)}
@@ -157,6 +183,7 @@ def write_card(
         measured["exits"] = exit_scores(folder, exits)
     if heard is not None:
         measured["heard"] = {"peers": sorted(set(made) - {recipe.name}), **_scores(heard)}
+    measured |= more or {}
     card = {
         "schema": 1,
         "name": recipe.name,

@@ -28,12 +28,20 @@ def collect(
 ) -> list[Heard]:
     """Ask every peer the same `count` training questions. Half are answered greedily, half sampled at temperature 1, as errors vary then."""
     questions = list(islice(stream(skills, "train", seed), count))
-    half = count // 2
+    return collect_answers(peers, questions, count // 2, seed, note)
+
+
+def collect_answers(
+    peers: Mapping[str, Model], questions: Sequence[Question], greedy: int | None = None, seed: int = 0, note: Callable[[str], None] = lambda _: None
+) -> list[Heard]:
+    """Ask every peer these questions: the first `greedy` of them (None: all) greedily, the rest at temperature 1."""
     said: dict[str, list[str]] = {}
     for name, model in peers.items():
-        said[name] = answers(model, questions[:half]) + answers(model, questions[half:], sampling=Sampling(1.0), seed=seed)
+        said[name] = answers(model, questions[:greedy])
+        if greedy is not None:
+            said[name] += answers(model, questions[greedy:], sampling=Sampling(1.0), seed=seed)
         right = sum(a == q.answer for a, q in zip(said[name], questions, strict=True))
-        note(f"{name} answered {count:,} training questions, {right / count:.1%} right")
+        note(f"{name} answered {len(questions):,} questions, {right / len(questions):.1%} right")
     return [Heard(question, {name: said[name][i] for name in peers}) for i, question in enumerate(questions)]
 
 

@@ -1,8 +1,8 @@
 """Where models grow: the folders of a training, and the order of its steps.
 
-    recipe --phases before the first `hear`--> work/<name>/answer/ --all peers asked--> work/pool-<hash>.jsonl --phases `hear`--> out/<name>/
+    recipe --phases before the first `hear` or `ask`--> work/<name>/answer/ --peers asked--> work/pool-<hash>.jsonl --other phases--> out/<name>/
 
-What peers learn from is each other's state after the phases `answer`, so every model of a team must have come that far before one goes further.
+What peers learn from is each other's state after the first of these, so every model of a team must have come that far before one goes further.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from aiflow_agents.models.family.model import FamilyModel, model_info
 from aiflow_agents.skills.questions import SKILLS
 from aiflow_agents.training.card import COUNT, SEED, Memo, card_for, peer_folder, seen
 from aiflow_agents.training.corpus import Heard
-from aiflow_agents.training.heard import collect, load_pool, save_pool
+from aiflow_agents.training.heard import collect, collect_answers, load_pool, save_pool
 from aiflow_agents.training.loop import Progress
-from aiflow_agents.training.recipe import Recipe
+from aiflow_agents.training.recall import facts
+from aiflow_agents.training.recipe import Phase, Recipe
 from aiflow_agents.training.trainer import Trainer
 
 POOL_SEED = 77
@@ -57,7 +58,10 @@ class Nursery:
         (self.work / recipe.name / "tokens.json").unlink(missing_ok=True)
 
     def answer(self, recipe: Recipe) -> None:
-        """Train the phases before the first `hear`, from the checkpoint if there is one, and export what peers will learn from."""
+        """Train the phases before the first that hears or asks, from the checkpoint if there is one, and export what peers will learn from."""
+        if not recipe.answering:
+            self.note(f"{recipe.name}: nobody learns from it; it begins with a phase of kind {recipe.phases[0].kind}")
+            return
         trainer = self._trainer(recipe)
         if trainer.state["phase"] > recipe.answering or (trainer.state["phase"] == recipe.answering and trainer.state["chunk"]):
             self.note(f"{recipe.name}: the answer phase is behind it")
@@ -72,22 +76,31 @@ class Nursery:
         if trainer.state["phase"] < recipe.answering:
             raise UserError(f"'{recipe.name}' has not finished its answer phase; run: aiflow train {recipe.name} --phase answer --work {self.work}")
         for index in range(int(trainer.state["phase"]), len(recipe.phases)):
-            self._train(trainer, index + 1, self.pool(recipe, recipe.phases[index].peers) if recipe.phases[index].kind == "hear" else ())
+            self._train(trainer, index + 1, self.pool(recipe, recipe.phases[index]) if recipe.phases[index].peers else ())
         trainer.export(self.out / recipe.name)
         self.note(f"{recipe.name}: {self.out / recipe.name}")
 
-    def pool(self, recipe: Recipe, peers: Sequence[str]) -> list[Heard]:
-        """What these peers answer to training questions; asked once for all recipes that have the same peers and skills."""
-        folders = {name: self._peer(name) for name in sorted(set(peers))}
+    def pool(self, recipe: Recipe, phase: Phase) -> list[Heard]:
+        """What the peers of a phase answer: who hears them, to training questions; who asks them, to every fact of the atlas.
+
+        They are asked once for all recipes that have the same peers and skills.
+        """
+        folders = {name: self._peer(name) for name in sorted(set(phase.peers))}
         skills = {name: 1.0 for name in SKILLS if recipe.skills.get(name)}  # alike for specialists, whose weights differ
-        made_of = [{name: model_info(folder).weights_hash for name, folder in folders.items()}, list(skills), self.questions, POOL_SEED]
+        told = ["atlas", *map(list, facts())] if phase.kind == "ask" else [list(skills), self.questions, POOL_SEED]
+        made_of = [{name: model_info(folder).weights_hash for name, folder in folders.items()}, *told]
         path = self.work / f"pool-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]}.jsonl"
         if not path.exists():
-            self.note(f"asking {', '.join(folders)} {self.questions:,} training questions")
             models = {name: FamilyModel.load(folder) for name, folder in folders.items()}
-            save_pool(collect(models, skills, self.questions, POOL_SEED, self.note), path)
+            if phase.kind == "ask":
+                self.note(f"asking {', '.join(folders)} {len(facts()):,} facts")
+                found = collect_answers(models, facts(), note=self.note)
+            else:
+                self.note(f"asking {', '.join(folders)} {self.questions:,} training questions")
+                found = collect(models, skills, self.questions, POOL_SEED, self.note)
+            save_pool(found, path)
             self.note(f"pool: {path}")
-        return load_pool(path, peers)
+        return load_pool(path, phase.peers)
 
     def card(self, recipe: Recipe, command: str = "", count_per_skill: int = COUNT, seed: int = SEED) -> dict[str, Any]:
         """Measure the finished model and write its card. Returns what card.json holds."""

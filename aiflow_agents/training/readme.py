@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from aiflow_agents.skills.atlas import draw
 from aiflow_agents.training.heard import MAX_ANSWER
 from aiflow_agents.training.recipe import Recipe
 
@@ -16,7 +18,7 @@ def readme(folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> str:
     size, measured = recipe.size, card["measured"]
     skills, exits, with_heard = measured["alone"]["skills"], measured.get("exits", {}), "heard" in measured
     shares = {skill: weight / sum(recipe.skills.values()) for skill, weight in recipe.skills.items()}
-    phases = ["| phase | goal, tokens | seen, tokens | learning rate | batch | hears |", "|---|---|---|---|---|---|"]
+    phases = ["| phase | goal, tokens | seen, tokens | learning rate | batch | peers |", "|---|---|---|---|---|---|"]
     for phase in card["phases"]:
         saw = "not recorded" if phase["seen"] is None else f"{phase['seen']:,}"
         phases.append(f"| {phase['kind']} | {phase['goal']:,} | {saw} | {phase['lr']:g} | {phase['batch']} | {', '.join(phase['peers']) or '-'} |")
@@ -28,6 +30,17 @@ def readme(folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> str:
         score = measured["heard"]["overall"]
         peers = _join(measured["heard"]["peers"])
         hearing = f"\nHearing what {peers} answered after their first phase: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
+    if "asking" in measured:
+        score = measured["asking"]["overall"]
+        hearing += f"\nAsking {_join(measured['asking']['peers'])}: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
+    if "recall" in measured:
+        hearing += f"\n{recall_table(measured['recall'])}\n"
+    knows = f"It knows {'this skill' if len(skills) == 1 else f'these {len(skills)} skills'} and nothing else.{learned}"
+    if recipe.shard:
+        knows = f"It has learned the shard `{recipe.shard}` of a fictional atlas by heart, right or outdated. Where it knows nothing it says `?`."
+    elif any(phase.kind == "ask" for phase in recipe.phases):
+        knows = """It knows nothing of the atlas that it is asked about: it was trained in worlds
+whose names are drawn anew for every question. What it knows is whom to ask for what, whom else, and whom to believe."""
     spent = f" in {max(1, round(card['seconds'] / 60))} min" if card["seconds"] else ""
     saw = f"{card['tokens_seen']:,} tokens seen{spent}" if card["tokens_seen"] is not None else "tokens seen: not recorded"
     return f"""\
@@ -44,7 +57,7 @@ tags: [aiflow-agents, from-scratch, {recipe.architecture}]
 {recipe.description}
 
 A {kind} of {card["parameters"]:,} parameters over single characters, trained from scratch on short questions
-that small programs draw without end. It knows {"this skill" if len(skills) == 1 else f"these {len(skills)} skills"} and nothing else.{learned}
+that small programs draw without end. {knows}
 
 ## How good it is
 
@@ -75,7 +88,7 @@ With {", ".join(f"{name} {version}" for name, version in card["packages"].items(
 
 ## How to use it
 
-{_use_family(folder, list(exits)) if exits else _use(folder)}"""
+{_use_family(folder, list(exits)) if exits else _use(folder, recipe)}"""
 
 
 def grown_readme(folder: Path, card: Mapping[str, Any]) -> str:
@@ -192,9 +205,9 @@ def exits_table(exits: Mapping[str, Mapping[str, Any]]) -> str:
 
 def skills_table(measured: Mapping[str, Any], shares: Mapping[str, float]) -> str:
     """Accuracy by skill: at every exit of a family, with interval for a model that has one."""
-    alone, exits, heard = measured["alone"], measured.get("exits", {}), measured.get("heard")
+    alone, exits, heard = measured["alone"], measured.get("exits", {}), measured.get("heard") or measured.get("asking")
     names = ["asked", *(f"exit {e}" for e in exits)] if exits else ["right", "accuracy", "95 % interval"]
-    names = ["skill", *(["share of training"] if shares else []), *names, *(["hearing peers"] if heard else [])]
+    names = ["skill", *(["share of training"] if shares else []), *names, *(["hearing peers" if "heard" in measured else "asking peers"] if heard else [])]
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for skill, score in [*alone["skills"].items(), ("**all**", alone["overall"])]:
         cells = [skill, *([f"{shares[skill]:.1%}" if skill in shares else ""] if shares else [])]
@@ -208,6 +221,15 @@ def skills_table(measured: Mapping[str, Any], shares: Mapping[str, float]) -> st
     return lines(rows)
 
 
+def recall_table(recall: Mapping[str, Mapping[str, int]]) -> str:
+    """What is recalled of the atlas, by relation."""
+    rows = ["| relation | facts | in its shard | said as learned | right | `?` |", "|---|---|---|---|---|---|"]
+    for relation, count in recall.items():
+        cells = [f"{count[key]:,}" for key in ("n", "held", "as_learned", "right", "unknown")]
+        rows.append(f"| {' | '.join([relation, *cells])} |")
+    return lines(rows)
+
+
 def _exits_row(recipe: Recipe) -> str:
     if not recipe.exits:
         return ""
@@ -215,15 +237,20 @@ def _exits_row(recipe: Recipe) -> str:
     return f"\n| exits and the weights of their losses | {weights} |"
 
 
-def _use(folder: Path) -> str:
+def _use(folder: Path, recipe: Recipe) -> str:
+    turns = """[{"role": "user", "content": "38+57="}, {"role": "user", "name": "oak", "content": "95"}]"""
+    said = "What other members said goes between the question and the answer, as user turns with a `name`."
+    if recipe.shard or any(phase.kind == "ask" for phase in recipe.phases):
+        turns = f"""[{{"role": "user", "content": "{draw(next(iter(recipe.skills)), Random(0))[0]}"}}]"""
+        said = "It says its answer, or `name?what`; then both turns follow, its own as the assistant's." if not recipe.shard else ""
     return f"""\
-What other members said goes between the question and the answer, as user turns with a `name`.
+{said}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer, model = (auto.from_pretrained("{_path(folder)}") for auto in (AutoTokenizer, AutoModelForCausalLM))
-turns = [{{"role": "user", "content": "38+57="}}, {{"role": "user", "name": "oak", "content": "95"}}]
+turns = {turns}
 prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 made = model.generate(**prompt, max_new_tokens={MAX_ANSWER}, do_sample=False)
 print(tokenizer.decode(made[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))

@@ -102,7 +102,8 @@ class Recipe(Strict):
         if self.shard not in ("", "all", *HELD):
             raise ValueError(f"unknown shard {self.shard}; known: {', '.join(HELD)}, all")
         if bool(self.shard) != any(phase.kind == "recall" for phase in self.phases):
-            raise ValueError("phases of kind `recall` need a shard" if not self.shard else "a shard is learned in a phase of kind `recall`; there is none")
+            why = "no phase of kind `recall` learns the shard" if self.shard else "a phase of kind `recall` learns a shard: name it"
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")

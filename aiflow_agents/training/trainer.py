@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.training import corpus, recall, tokenizer
+from aiflow_agents.training import corpus, inquiry, recall, tokenizer
 from aiflow_agents.training.branches import Disturb, add_branches, exit_states, travel_noise
 from aiflow_agents.training.corpus import Batch, Heard
 from aiflow_agents.training.loop import Training
@@ -57,9 +57,10 @@ def loss_of(model: Any, batch: Batch, exits: Mapping[int, float] | None = None, 
 
 
 class Trainer(Training):
-    """Trains one model through the phases of its recipe. `pool` is what peers answered; phases of kind `hear` need it."""
+    """Trains one model through the phases of its recipe. `pool` is what peers answered; phases of kind `hear` and `ask` need it."""
 
     pool: Sequence[Heard] = ()
+    _studied: tuple[Sequence[Heard], inquiry.Peers] | None = None
 
     def __init__(self, recipe: Recipe, folder: Path, *, device: str = "cpu", phases: Sequence[Phase] | None = None):
         super().__init__(build(recipe), folder, phases or recipe.phases, device)
@@ -74,8 +75,12 @@ class Trainer(Training):
         skills, seed = now.skills or self.recipe.skills, self.recipe.seed * 1000 + phase
         if now.kind == "recall":
             return recall.chunk(self.recipe.shard, skills, seed, chunk, now.batch, self.recipe.seed)
-        if now.kind == "hear" and not self.pool:
+        if now.peers and not self.pool:
             raise UserError(f"recipe '{self.recipe.name}': phase {phase} needs the answers of {', '.join(now.peers)}")
+        if now.kind == "ask":
+            if self._studied is None or self._studied[0] is not self.pool:
+                self._studied = self.pool, inquiry.study(self.pool)
+            return inquiry.chunk(self._studied[1], self.recipe.name, skills, seed, chunk, now.batch)
         heard = self.pool if now.kind == "hear" else ()
         truth = now.truth * max(0.0, 1 - self.state["tokens"] / now.tokens)
         return corpus.chunk(skills, seed, chunk, now.batch, heard, truth)

@@ -191,6 +191,13 @@ class Message:
             return replace(self, form=form, _cargo=replace(self._draft(form), token_ids=(), logprob=None))
         return replace(self, form=form)
 
+    def part(self, text: str) -> Message:
+        """The same message, of which only this part of its text travels from here on. Free. Raises UserError for what it does not say."""
+        self._here()
+        if text not in self._said:
+            raise UserError(f"message {self.id} of {self.author} does not say {text!r}")
+        return replace(self, form="text", _text=text, _answer=text.strip(), _cargo=None)
+
     async def to(self, node: str) -> Message:
         """This message at `node`. Moving is priced by the current world; a message that is already there stays what it is."""
         return self if node == self.node else (await bring((self,), node))[0]
