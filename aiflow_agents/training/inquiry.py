@@ -25,7 +25,7 @@ COST = 0.01  # what one more question must be worth, as a share of right answers
 LUCK = 1  # facts that must come right beyond that: who is asked about few cases seems to help in some
 RIGHT, SILENT = 1, 0  # what a peer said, as a number; from 2 on: mistakes, equal ones alike
 ROUNDS, MAX_TURN = 12, 32  # questions that a coordinator may ask, tokens that a turn may have
-STUBBORN = 0.1  # how often a peer has an answer about a name that nobody has
+STUBBORN = 0.15  # how often a peer has an answer about a name that nobody has
 
 Row = tuple[int, ...]  # what each peer said to one fact
 
@@ -81,7 +81,8 @@ def _best(cases: Sequence[tuple[Row, Row]], left: Sequence[int], cost: float) ->
     """The best step for these cases, alike in what was heard so far, and how many end right, less costs. A case: row, different answers so far."""
     told = len(cases[0][1])
     counts = [sum(seen[i] == RIGHT for _, seen in cases) for i in range(told)]
-    step, worth = Step(best=1 + counts.index(max(counts)) if counts else 0), float(max(counts, default=0))
+    stop, worth = Step(best=1 + counts.index(max(counts)) if counts else 0), float(max(counts, default=0))
+    step, most = stop, worth + LUCK
     for peer in left if worth < len(cases) * (1 - cost) else ():
         heard: dict[int, list[tuple[Row, Row]]] = {}
         for row, seen in cases:
@@ -93,9 +94,9 @@ def _best(cases: Sequence[tuple[Row, Row]], left: Sequence[int], cost: float) ->
             continue
         then = {label: _best(same, [other for other in left if other != peer], cost) for label, same in heard.items()}
         value = sum(worth for _, worth in then.values()) - cost * len(cases)
-        if value > worth + LUCK:
-            step, worth = Step(peer, 0, {label: next_step for label, (next_step, _) in then.items()}), value
-    return step, worth
+        if value > most:
+            step, most = Step(peer, 0, {label: next_step for label, (next_step, _) in then.items()}), value
+    return step, worth if step is stop else most
 
 
 # -- conversations ---------------------------------------------------------------------------------------------------

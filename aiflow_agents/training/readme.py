@@ -207,7 +207,8 @@ def skills_table(measured: Mapping[str, Any], shares: Mapping[str, float]) -> st
     """Accuracy by skill: at every exit of a family, with interval for a model that has one."""
     alone, exits, heard = measured["alone"], measured.get("exits", {}), measured.get("heard") or measured.get("asking")
     names = ["asked", *(f"exit {e}" for e in exits)] if exits else ["right", "accuracy", "95 % interval"]
-    names = ["skill", *(["share of training"] if shares else []), *names, *(["hearing peers" if "heard" in measured else "asking peers"] if heard else [])]
+    with_peers = ["hearing peers" if "heard" in measured else "asking peers"] if heard else []
+    names = ["skill", *(["share of training"] if shares else []), *names, *with_peers]
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for skill, score in [*alone["skills"].items(), ("**all**", alone["overall"])]:
         cells = [skill, *([f"{shares[skill]:.1%}" if skill in shares else ""] if shares else [])]

@@ -36,6 +36,19 @@ def test_a_request_holds_the_role_the_question_what_was_heard_and_the_instructio
     assert stage.asked == [Request((Turn("user", "6*7="),)), Request(turns, max_tokens=7)]
 
 
+def test_in_a_dialogue_its_own_words_are_its_own_turns(stage: Any) -> None:
+    team = stage.team(ann="phone", tim="phone")
+
+    async def run(team: Any) -> Any:
+        mine, theirs = await team["ann"].ask("q"), await team["tim"].ask("q")
+        await team["ann"].ask("q", heard=[mine, theirs])
+        return await team["ann"].ask("q", heard=[mine, theirs], dialogue=True)
+
+    assert stage.do(team, run).error is None
+    assert [request.messages[1] for request in stage.asked[2:]] == [Turn("user", "ann:q", "ann"), Turn("assistant", "ann:q")]
+    assert {request.messages[2] for request in stage.asked[2:]} == {Turn("user", "tim:q", "tim")}
+
+
 def test_an_agents_own_sampling_holds_unless_another_is_given(stage: Any) -> None:
     team = stage.team(ann="phone")
     ann = replace(team["ann"], sampling=WARM)

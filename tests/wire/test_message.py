@@ -56,6 +56,20 @@ def test_the_answer_alone_is_a_smaller_frame() -> None:
     assert short.text == "42" and short.as_("text") == LONG  # nothing has moved yet
 
 
+def test_a_part_is_what_was_said_and_less_of_it(at_tower: None) -> None:
+    with pytest.raises(NotHere):
+        LONG.part("it is 42")
+    with standing_at("phone"):
+        part = LONG.part("it is 42")
+        assert (part.text, part.answer, part.id, part.node) == ("it is 42", "it is 42", "ann.1", "phone")
+        assert decode_text(part.encode()) == ("ann.1", "ann", "it is 42", 0.5) and part.size < LONG.size
+        assert LONG.part("").text == ""
+        with pytest.raises(UserError, match="message ann.1 of ann does not say 'it is 43'"):
+            LONG.part("it is 43")
+        with pytest.raises(UserError):
+            LONG.as_("answer").part("let me see")  # what stays behind is no part of what travels
+
+
 @pytest.fixture
 def moved() -> Iterator[list[tuple[list[int], str]]]:
     """What the network was asked to carry: the sizes, and where to."""
