@@ -22,6 +22,7 @@ from aiflow_agents.training.corpus import Batch, Heard
 from aiflow_agents.training.tokenizer import ASSISTANT, BOS, EOS, HEARD, PAD, USER, encode
 
 COST = 0.01  # what one more question must be worth, as a share of right answers
+USEFUL = 0.1  # how often one must be right to be asked at all
 LUCK = 1  # facts that must come right beyond that: who is asked about few cases seems to help in some
 RIGHT, SILENT = 1, 0  # what a peer said, as a number; from 2 on: mistakes, equal ones alike
 ROUNDS, MAX_TURN = 12, 32  # questions that a coordinator may ask, tokens that a turn may have
@@ -72,8 +73,12 @@ def study(pool: Sequence[Heard], cost: float = COST) -> Peers:
 
 
 def best_step(rows: Sequence[Row], cost: float = COST) -> Step:
-    """The best way of asking about one relation, exactly: all orders in which peers can be asked, given all they may say."""
-    step, _ = _best([(row, ()) for row in rows], tuple(range(len(rows[0]))), cost)
+    """The best way of asking about one relation, exactly: all orders in which peers can be asked, given all they may say.
+
+    Who is hardly ever right is not asked: few facts are no proof that such mistakes tell something.
+    """
+    useful = [peer for peer in range(len(rows[0])) if sum(row[peer] == RIGHT for row in rows) >= USEFUL * len(rows)]
+    step, _ = _best([(row, ()) for row in rows], useful, cost)
     return step
 
 
