@@ -20,7 +20,8 @@ ROOT = catalog.library()
 SHIPPED = sorted(path.stem for path in (ROOT / "topologies").glob("*.py")) if ROOT else []
 FAMILIAL = ["exit-cascade", "feature-relay", "latent"]  # they hand over hidden states, for which members must be of one family
 NUMERIC = ["logit-ensemble"]  # their members say more than words, which those of this stage cannot
-ANYONES = [name for name in SHIPPED if name not in FAMILIAL + NUMERIC]
+ASKING = ["inquiry"]  # one of its members asks the others
+ANYONES = [name for name in SHIPPED if name not in FAMILIAL + NUMERIC + ASKING]
 
 
 @pytest.fixture
@@ -67,9 +68,9 @@ def test_a_need_is_checked_before_the_run_and_is_no_parameter(team: Any) -> None
 # --- the shipped ones ---
 
 
-def test_there_are_thirteen() -> None:
+def test_there_are_fourteen() -> None:
     assert ANYONES == ["cascade", "debate", "majority", "mixture", "router", "self-consistency", "single", "star", "weighted"]
-    assert set(FAMILIAL + NUMERIC) <= set(SHIPPED)
+    assert set(FAMILIAL + NUMERIC + ASKING) <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -120,8 +121,8 @@ def test_its_parameters_are_plain_data_that_give_it_back(name: str, team: Any, t
 def test_it_can_be_run_by_the_shipped_teams(name: str, people: str) -> None:
     team = Team.load(people)
     needs = load_topology(name).needs
-    if needs.roles and team.role("server") is None or needs.members > len(team):
-        pytest.skip("has no server, or is too small")
+    if any(team.role(role) is None for role in needs.roles) or needs.members > len(team):
+        pytest.skip("lacks a role, or is too small")
     one_model = len({agent.info.weights_hash for agent in team}) == 1  # in `copies` too, where all have the same exit
     if name in FAMILIAL and not (people == "willow" or one_model and name != "exit-cascade"):
         with pytest.raises(UnmetNeed, match=r"of one family.*; team '.+' has others$"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from aiflow_agents.errors import UnmetNeed
-from aiflow_agents.models.protocol import Turn
+from aiflow_agents.models.protocol import CallError, Turn
 from aiflow_agents.topology.load import load_topology
 
 
@@ -53,6 +53,12 @@ def test_who_does_not_ask_has_answered(team: Any, watch: Any, stage: Any) -> Non
         stage.say["sage"] = lambda request, said=said: said
         seen = watch(load_topology("inquiry"), team)
         assert seen.result.answer == said and len(seen.calls) == 1
+
+
+def test_a_member_that_fails_fails_the_task_by_name(team: Any, stage: Any) -> None:
+    stage.say["tim"] = lambda request: CallError("failed", "out of luck")
+    (result,) = stage.run(load_topology("inquiry"), team, ["what is x"])
+    assert result.error == "MemberFailed: tim: out of luck" and result.answer is None and result.usage.calls == 3
 
 
 def test_after_so_many_rounds_it_says_what_it_says(team: Any, watch: Any) -> None:
