@@ -51,6 +51,9 @@ class Inquiry(Topology):
             heard += [turn, said]
         return await chair.ask(task.question, heard=heard, dialogue=True)
 
+    def most_calls(self) -> int:
+        return (4 if self.placebo == "other" else 2) * self.rounds + 1
+
     def asked(self, turn: Message, chair: Agent, team: Team) -> tuple[Agent, Message] | None:
         """Whom the coordinator asks, and what; None where it does not ask a member but answers."""
         with standing_at(chair.node):

@@ -57,19 +57,22 @@ def calls_at_most(evaluation: Evaluation) -> dict[str, Any]:
     few = replace(evaluation, suite=replace(evaluation.suite, scorer=lambda answer, task: 0.0), limit=FEW)
     dev, test = _Stage(), _Stage()
     calls: dict[str, int] = {}
+    unseen = 0  # calls for a task that pretended answers do not lead to
     try:
         trial, arms, _ = few.choose(dev.execute, Silence())
         for arm in arms:
             sampled = arm.name.startswith(SAMPLED)
             results = [] if sampled else test.execute([Job(arm.name, arm.topology, task, trial.team) for task in few.test])
             calls[arm.name] = MOST_SAMPLES if sampled else max(result.usage.calls for result in results)
+            if (most := arm.topology.most_calls()) > calls[arm.name]:
+                unseen, calls[arm.name] = unseen + most - calls[arm.name], most
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the calls cannot be counted: with pretended answers, {type(error).__name__}: {error}") from error
     samples = MOST_SAMPLES * sum(name.startswith(SAMPLED) for name in calls)
-    on_dev = math.ceil((dev.memory.executed / len(few.dev) + (samples and TEMPERATURES * MOST_SAMPLES)) * len(evaluation.dev))
-    on_test = math.ceil((test.memory.executed / len(few.test) + samples) * len(evaluation.test) * repeats)
+    on_dev = math.ceil((dev.memory.executed / len(few.dev) + (samples and TEMPERATURES * MOST_SAMPLES) + unseen) * len(evaluation.dev))
+    on_test = math.ceil((test.memory.executed / len(few.test) + samples + unseen) * len(evaluation.test) * repeats)
     return {
         "suite": evaluation.suite.name,
         "team": team.name,

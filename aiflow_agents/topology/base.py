@@ -83,6 +83,10 @@ class Topology(BaseModel):
         if missing:
             raise UnmetNeed(f"topology '{self.name()}' needs {missing}")
 
+    def most_calls(self) -> int:
+        """How many calls one question may take, for those that go on as their members say; 0 where any answers, even pretended ones, show it."""
+        return 0
+
     @property
     def control(self) -> bool:
         """Whether this is a placebo: a channel that carries nothing, which must not look like a team. It is judged apart and never chosen.

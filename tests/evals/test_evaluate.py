@@ -115,6 +115,15 @@ def test_the_calls_of_a_dry_run_are_the_most_there_can_be(room: Any) -> None:
     assert calls_at_most(plan("quiz", None, names, limit=12, repeats=3))["calls_at_most"]["test"] == 3 * counted["calls_at_most"]["test"]
 
 
+def test_calls_that_depend_on_what_members_say_are_counted_as_the_topology_says(room: Any) -> None:
+    fields = "    def most_calls(self):\n        return 9\n\n"
+    patient = topology(room, "Patient", "        return await team['ann'].ask(task.question)", fields)
+    plain = topology(room, "Plain", "        return await team['ann'].ask(task.question)")
+    more, less = (calls_at_most(plan("quiz", None, [one], limit=12)) for one in (patient, plain))
+    assert (more["arms"]["patient"]["calls"], less["arms"]["plain"]["calls"]) == (9, 1)
+    assert all(more["calls_at_most"][split] == less["calls_at_most"][split] + 12 * 8 for split in ("dev", "test"))
+
+
 def room_calls(folder: Path) -> list[Any]:
     import sqlite3
 

@@ -63,6 +63,7 @@ def test_a_member_that_fails_fails_the_task_by_name(team: Any, stage: Any) -> No
 
 def test_after_so_many_rounds_it_says_what_it_says(team: Any, watch: Any) -> None:
     seen = watch(load_topology("inquiry", {"rounds": 1}), team, "what is x")
+    assert len(seen.calls) == load_topology("inquiry", {"rounds": 1}).most_calls() == 3
     assert [name for name, _ in seen.calls] == ["sage", "ann", "sage"] and seen.result.answer == "tim?x 2"
 
 
