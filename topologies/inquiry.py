@@ -1,4 +1,6 @@
-"""A coordinator that does not know asks members who may: one thing at a time, until it can answer. What it says is `name?what` or its answer.
+"""A coordinator that does not know asks members who may: one thing at a time, until it can answer.
+
+What it says is `name?what`, or its answer, which may stand behind its working: `36+41=77`.
 
     question -> coordinator --name?what--> member
                     ^                        |
@@ -38,7 +40,7 @@ class Inquiry(Topology):
             turn = await chair.ask(task.question, heard=heard, dialogue=True)
             asked = self.asked(turn, chair, team)
             if asked is None:
-                return turn
+                return self.answer(turn, chair)
             said = None if self.placebo == "other" else await asked[0].ask(asked[1])
             if self.placebo == "silent" and said is not None:
                 with standing_at(said.node):
@@ -49,7 +51,7 @@ class Inquiry(Topology):
                     elsewhere += [theirs, await aside[0].ask(aside[1])]
                 said = elsewhere[-1] if elsewhere else theirs
             heard += [turn, said]
-        return await chair.ask(task.question, heard=heard, dialogue=True)
+        return self.answer(await chair.ask(task.question, heard=heard, dialogue=True), chair)
 
     def most_calls(self) -> int:
         return (4 if self.placebo == "other" else 2) * self.rounds + 1
@@ -59,3 +61,8 @@ class Inquiry(Topology):
         with standing_at(chair.node):
             name, mark, what = turn.text.partition("?")
             return (team[name], turn.part(what)) if mark and name in team.agents and name != chair.name else None
+
+    def answer(self, turn: Message, chair: Agent) -> Message:
+        """What of its last turn goes home: what stands behind the last `=`."""
+        with standing_at(chair.node):
+            return turn.part(turn.text.rpartition("=")[2])

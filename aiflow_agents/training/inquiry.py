@@ -108,7 +108,7 @@ def _best(cases: Sequence[tuple[Row, Row]], left: Sequence[int], cost: float) ->
 
 
 def converse(form: Sequence[atlas.Chain], peers: Peers, me: str, rng: Random) -> tuple[str, list[Said]]:
-    """A question of this form about names drawn at random, and the whole conversation up to the coordinator's answer.
+    """A question of this form about names drawn at random, and the whole conversation up to its answer: `36`, or behind its working `36+41=77`.
 
     Where somebody said what is right, that is believed, or else what is right most often: so what is worth believing is learned from how it ends.
     """
@@ -123,7 +123,8 @@ def converse(form: Sequence[atlas.Chain], peers: Peers, me: str, rng: Random) ->
             if value == atlas.UNKNOWN:
                 return question, [*turns, Said(me, value)]
         found.append(value)
-    return question, [*turns, Said(me, str(sum(map(int, found))) if len(found) > 1 else found[0])]
+    working = f"{'+'.join(found)}=" if len(found) > 1 else ""
+    return question, [*turns, Said(me, working + (str(sum(map(int, found))) if working else found[0]))]
 
 
 def _look_up(relation: str, whose: str, real: bool, peers: Peers, me: str, rng: Random, turns: list[Said]) -> tuple[str, bool]:
@@ -174,7 +175,7 @@ def interview(model: Model, peers: Mapping[str, Model], questions: Sequence[Ques
             for (i, _), reply in zip(each, told, strict=True):
                 heard[i] += Turn("assistant", said[i]), Turn("user", reply.text if isinstance(reply, Reply) else "", name)
         asking = [i for each in asked.values() for i, _ in each]
-    return said
+    return [answer.rpartition("=")[2] for answer in said]
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------

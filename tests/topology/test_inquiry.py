@@ -40,6 +40,14 @@ def test_it_asks_hears_and_asks_again(team: Any, watch: Any) -> None:
     assert asked[4][1] == Turn("assistant", "ann?x 0")  # what it said itself is its own turn
 
 
+def test_its_working_stays_where_it_is(team: Any, watch: Any, stage: Any) -> None:
+    stage.say["sage"] = lambda request: ("36+41=77", 0.4)
+    seen = watch(load_topology("inquiry"), team)
+    assert (seen.result.answer, seen.result.text, seen.result.confidence) == ("77", "77", pytest.approx(0.4))
+    stage.say["sage"] = lambda request: ("77", 0.4)
+    assert seen.result.usage.wire_bytes == watch(load_topology("inquiry"), team).result.usage.wire_bytes
+
+
 def test_every_message_travels_where_it_must_and_no_further(team: Any, watch: Any) -> None:
     """sage and tim share the tower: what they say to each other costs nothing; ann is asked and answers over the link."""
     assert watch(load_topology("inquiry"), team, "what is x").moves == [

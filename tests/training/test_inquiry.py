@@ -125,7 +125,9 @@ def test_a_conversation_asks_only_for_what_it_was_told(peers: Peers, kind: str, 
             return {value} if not chain else {r for v in told.get(f"{chain[-1]} {value}", ()) for r in results(chain[:-1], v)}
 
         each = [results(chain, start) for chain, start in atlas.parse(question)]
-        assert last.text in (each[0] if len(each) == 1 else {str(int(a) + int(b)) for a in each[0] - {"?"} for b in each[1] - {"?"}})
+        working, _, answer = last.text.rpartition("=")
+        values = working.split("+") if working else [answer]
+        assert all(value in told_of for value, told_of in zip(values, each, strict=True)) and answer == (str(eval(working)) if working else values[0])
 
 
 def test_names_are_drawn_anew(peers: Peers) -> None:
@@ -180,7 +182,7 @@ def chair(request: Any) -> str:
         return f"ann?{second}"
     told = [turn.content for turn in heard if turn.role == "user" and turn.content != "?"]
     if len(told) == 2:
-        return "".join(told)
+        return f"{'+'.join(told)}={''.join(told)}" if told[0] == "x" else "".join(told)  # at times with its working
     return f"{'bob' if heard and heard[-1].content == '?' else 'ann'}?{(first, second)[len(told)]}"
 
 
