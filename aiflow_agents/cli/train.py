@@ -46,7 +46,7 @@ def train(
     card: Annotated[bool, typer.Option("--card/--no-card", help="Measure each finished model and write its card.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train models from recipes: first all phases `answer`, then what peers answered is collected, then all phases `hear`.
+    """Train models from recipes: all phases before the first that hears or asks, then peers are asked, then the other phases.
 
     A finished model is a folder that transformers loads. Ctrl-C saves a checkpoint; the same command goes on from it.
     """
