@@ -61,6 +61,10 @@ class NotHere(AIFlowError):
     """A message was read on a node where it is not. `await message.to(node)` moves it."""
 
 
+class PrivacyError(UserError):
+    """Something was to leave a node at which it stays, in a form in which it was not released."""
+
+
 class MemberFailed(AIFlowError):
     """A member could not answer; carries the member's name and the reason."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from aiflow_agents.wire.calibration import Shipped
+    from aiflow_agents.wire.picture import Picture
 
 
 class Turn(NamedTuple):
@@ -80,7 +81,8 @@ class Request:
     `exit` chooses a family's branch (None: the whole model), `keep` the share of a decomposed model's parameters (None: as it was loaded). With
     `parcel` the model goes on from another one's hidden state, greedily: it checks the draft that came with it in one pass, keeps what it would have
     said too, and speaks on from there; `messages` are then not read. `begin` are tokens of the answer that are there already: the model reads them
-    behind the prompt and goes on; `max_tokens` counts them too.
+    behind the prompt and goes on; `max_tokens` counts them too. A model that sees answers from a `picture`, which lies where it computes, and from
+    the `features` of pictures that lie elsewhere.
     """
 
     messages: tuple[Turn, ...]
@@ -94,6 +96,13 @@ class Request:
     parcel: Parcel | None = None
     begin: tuple[int, ...] = ()
     top: Top | None = None
+    picture: Picture | None = None
+    features: tuple[Parcel, ...] = ()
+
+    @property
+    def parcels(self) -> tuple[Parcel, ...]:
+        """The payloads that this call needs."""
+        return self.features if self.parcel is None else (self.parcel, *self.features)
 
 
 class Pass(NamedTuple):

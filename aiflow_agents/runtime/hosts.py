@@ -109,10 +109,11 @@ class Origins:
         """Make the payloads again that these requests need and nobody holds, from the calls that made them first, and those before."""
         lost: dict[str, list[Request]] = {}
         for request in requests:
-            if request.parcel is not None and request.parcel.digest not in held:
-                model, call = self._calls[request.parcel.digest]
-                if call not in lost.setdefault(model, []):
-                    lost[model].append(call)
+            for parcel in request.parcels:
+                if parcel.digest not in held:
+                    model, call = self._calls[parcel.digest]
+                    if call not in lost.setdefault(model, []):
+                        lost[model].append(call)
         if lost:
             generate(lost)
 
@@ -183,7 +184,7 @@ class RayHosts:
                 model, start = piece
                 part = list(batches[model][start : start + size[model]])
                 # the bundles go from host to host: what comes here is answers and references
-                needed = dict.fromkeys(self._bundles[request.parcel.digest] for request in part if request.parcel is not None)
+                needed = dict.fromkeys(self._bundles[parcel.digest] for request in part for parcel in request.parcels)
                 flying[self._actors[host].answer.remote(model, part, list(needed))] = (host, piece)
             done, _ = self._ray.wait(list(flying), timeout=0.5)
             for reference in done:
@@ -197,8 +198,8 @@ class RayHosts:
                     self._bundles.update({reply.parcel.digest: bundle for reply in made if isinstance(reply, Reply) and reply.parcel is not None})
                 except self._ray.exceptions.ObjectLostError:  # a bundle went with the host that held it
                     for request in part:
-                        if request.parcel is not None:
-                            self._bundles.pop(request.parcel.digest, None)
+                        for parcel in request.parcels:
+                            self._bundles.pop(parcel.digest, None)
                     self._origins.restore(part, self._bundles, self.generate)
                     pieces.appendleft(piece)
                 except self._ray.exceptions.RayActorError as error:

@@ -32,6 +32,8 @@ def digest(key: Key) -> bytes:
         said += [request.exit, want, request.parcel and [request.parcel.digest, request.parcel.draft]]
     if request.begin or request.top:
         said.append({"begin": request.begin, "top": request.top})
+    if request.picture or request.features:
+        said.append({"picture": request.picture and request.picture.digest, "features": [parcel.digest for parcel in request.features]})
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 

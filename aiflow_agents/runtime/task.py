@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aiflow_agents.wire.message import Message
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`expected` is None where nobody knows (`aiflow run`); `tags` group tasks in reports, the first one being the skill."""
+    """`expected` is None where nobody knows (`aiflow run`); `tags` group tasks in reports, the first one being the skill.
+
+    `inputs`, by node: what lies there from the start, as a camera's picture does (`runtime.sight.at_camera`).
+    """
 
     id: str
     question: str
     expected: str | None = None
     tags: tuple[str, ...] = ()
+    inputs: Mapping[str, Message] = field(default_factory=dict, repr=False, hash=False)

@@ -32,6 +32,9 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     tokens: int
 
+    def to(self, device: str) -> Batch:
+        return Batch(self.ids.to(device), self.targets.to(device), self.tokens)
+
 
 def example(question: Question, heard: tuple[tuple[str, str], ...] = ()) -> tuple[list[int], int]:
     """Token ids of one example and the position from which its answer is predicted."""

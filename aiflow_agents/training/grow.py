@@ -138,7 +138,7 @@ class Grower(Training):
         """How near each exit is, on what was held."""
         total, sums = 0, {e: torch.zeros(3, dtype=torch.float64) for e in self.exits}
         for batch in self.source.held:
-            batch = Batch(batch.ids.to(self.device), batch.targets.to(self.device), batch.tokens)
+            batch = batch.to(self.device)
             said, right = self._said(batch), batch.targets[batch.targets >= 0]
             whole = said[self.exits[-1]]
             for e in self.exits:

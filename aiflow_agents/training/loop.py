@@ -175,7 +175,7 @@ class Training:
         scale = max(warm, 0.02) * (0.02 + 0.98 * 0.5 * (1 + cos(pi * min(done, 1.0))))
         self.optimizers["muon"].param_groups[0]["lr"] = phase.lr * scale
         self.optimizers["adamw"].param_groups[0]["lr"] = phase.lr * scale * 0.25
-        loss = self._loss(Batch(batch.ids.to(self.device), batch.targets.to(self.device), batch.tokens))
+        loss = self._loss(batch.to(self.device))
         loss.backward()
         for optimizer in self.optimizers.values():
             optimizer.step()

@@ -116,7 +116,12 @@ class Nursery:
         return folder
 
     def _trainer(self, recipe: Recipe) -> Trainer:
-        trainer = Trainer(recipe, self.work / recipe.name, device=self.device)
+        if recipe.vision:
+            from aiflow_agents.training.sight import SightTrainer
+
+            trainer: Trainer = SightTrainer(recipe, self.work / recipe.name, device=self.device)
+        else:
+            trainer = Trainer(recipe, self.work / recipe.name, device=self.device)
         if trainer.resume():
             phase = int(trainer.state["phase"])
             if phase == len(recipe.phases):

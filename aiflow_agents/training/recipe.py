@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from aiflow_agents.skills.atlas import HELD
+from aiflow_agents.skills.scenes import KINDS
 from aiflow_agents.skills.splits import DRAWS
 
 Positive = Annotated[int, Field(gt=0)]
@@ -15,9 +16,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=2
 
 
 def _known(skills: dict[str, float]) -> dict[str, float]:
-    unknown = sorted(set(skills) - set(DRAWS))
+    unknown = sorted(set(skills) - set(DRAWS) - set(KINDS))
     if unknown:
-        raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join(DRAWS)}")
+        raise ValueError(f"unknown skill {unknown[0]}; known: {', '.join((*DRAWS, *KINDS))}")
     if not sum(skills.values()) > 0:
         raise ValueError("no skill has a weight above 0")
     return skills
@@ -76,12 +77,22 @@ class Phase(Strict):
         return self
 
 
+class Vision(Strict):
+    """What makes a model see: the layer from which all cameras are read together, how many questions are asked about a scene in training, and in
+    what share of scenes some of the cameras are missing, so that it learns to say what it can from those that are left."""
+
+    layer: Positive
+    questions: Positive = 6
+    missing: float = Field(0.4, ge=0, le=1)
+
+
 class Recipe(Strict):
     """What to train, on what, for how long.
 
     With `exits` it is a family: exit e runs the first e layers, then a block of its own; the last, layers - 1, is the whole model. Each exit has the
     weight of its loss. `travel_noise`: the states that a deeper exit goes on from are disturbed by up to this share of their deviation, so that it
     learns to read what a lossy codec leaves of them. `shard`: the part of the atlas that phases of kind `recall` teach; `all` is the whole of it.
+    With `vision` it sees, and its `skills` are kinds of questions about scenes.
     """
 
     name: Name
@@ -96,6 +107,7 @@ class Recipe(Strict):
     exits: dict[NonNegativeInt, Annotated[float, Field(gt=0)]] = {}
     travel_noise: float = Field(0.0, ge=0, le=1)
     shard: str = ""
+    vision: Vision | None = None
 
     @model_validator(mode="after")
     def _shard_is_there(self) -> Recipe:
@@ -107,11 +119,21 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _sees(self) -> Recipe:
+        if wrong := sorted(set(self.skills) - set(KINDS if self.vision else DRAWS)):
+            raise ValueError(f"{wrong[0]} is {'no question about a scene' if self.vision else 'a question about a scene: it needs vision'}")
+        if self.vision and (self.exits or len(self.phases) > self.answering):
+            raise ValueError("a model that sees has one exit and hears nobody")
+        if self.vision and self.vision.layer >= self.size.layers:
+            raise ValueError(f"vision.layer is below the last of {self.size.layers} layers, found {self.vision.layer}")
+        return self
+
+    @model_validator(mode="after")
     def _exits_fit(self) -> Recipe:
         if self.exits and max(self.exits) != self.size.layers - 1:
             raise ValueError(f"the last exit is that of the whole model: expected {self.size.layers - 1} among exits, found {sorted(self.exits)}")
-        if self.travel_noise and not self.exits:
-            raise ValueError("travel_noise is for what is handed over at exits; this recipe has none")
+        if self.travel_noise and not (self.exits or self.vision):
+            raise ValueError("travel_noise is for what is handed over at exits or by cameras; this recipe has none")
         return self
 
     @field_validator("phases")

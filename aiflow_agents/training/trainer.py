@@ -14,6 +14,7 @@ from aiflow_agents.training import corpus, inquiry, recall, tokenizer
 from aiflow_agents.training.branches import Disturb, add_branches, exit_states, travel_noise
 from aiflow_agents.training.corpus import Batch, Heard
 from aiflow_agents.training.loop import Training
+from aiflow_agents.training.front import add_front
 from aiflow_agents.training.recipe import Phase, Recipe
 
 
@@ -42,6 +43,8 @@ def build(recipe: Recipe) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if recipe.exits:
         add_branches(model, sorted(recipe.exits))
+    if recipe.vision:
+        add_front(model, recipe.vision.layer)
     return model
 
 
@@ -67,7 +70,7 @@ class Trainer(Training):
         self.recipe, self.another = recipe, f"another version of recipe '{recipe.name}'"
 
     def _recipe(self) -> dict[str, Any]:
-        later = {name for name in ("exits", "travel_noise", "shard") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these
+        later = {name for name in ("exits", "travel_noise", "shard", "vision") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these
         return self.recipe.model_dump(mode="json", exclude={"phases", "description"} | later)
 
     def _batches(self, phase: int, chunk: int) -> Iterable[Batch]:
@@ -98,6 +101,8 @@ class Trainer(Training):
         copy: Any = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.bfloat16)
         if self.recipe.exits:
             add_branches(copy, sorted(self.recipe.exits))
+        if self.recipe.vision:
+            add_front(copy.bfloat16(), self.recipe.vision.layer)
         copy.load_state_dict(self.model.state_dict(), strict=False)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder) as written:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from aiflow_agents.errors import NotHere, UserError
+from aiflow_agents.errors import NotHere, PrivacyError, UserError
 from aiflow_agents.wire.frame import encode_text, encode_tokens
 
 if TYPE_CHECKING:
     from aiflow_agents.wire.payload import Logits
+    from aiflow_agents.wire.picture import Private
 
-Form = Literal["text", "answer", "hidden", "tokens", "logits"]
+Form = Literal["text", "answer", "hidden", "tokens", "logits", "picture"]
+RELEASED_AS = {"text": "answer", "hidden": "features"}  # what a form lets out of what stays at a node; others by their own name
 HERE: ContextVar[str | None] = ContextVar("aiflow_here", default=None)  # the node on which this code runs; None outside of any run
 Mover = Callable[[Iterable["Message"], str], Awaitable[None]]
 MOVER: ContextVar[Mover | None] = ContextVar("aiflow_mover", default=None)  # how messages travel in the current world
@@ -109,6 +111,14 @@ class Message:
     _answer: str = field(default="", repr=False)
     _confidence: float | None = field(default=None, repr=False)
     _cargo: Cargo | None = field(default=None, repr=False)
+    _stays: Private | None = field(default=None, repr=False)
+
+    def check_leaves(self) -> None:
+        """Raises PrivacyError where this message tells of something that stays at its node, in a form in which that was not released."""
+        kind = RELEASED_AS.get(self.form, self.form)
+        if self._stays is not None and kind not in self._stays.released:
+            released = " and ".join(self._stays.released) or "nothing"
+            raise PrivacyError(f"message {self.id} of {self.author} stays at {self._stays.node}: released from there are {released}, not {kind}")
 
     @property
     def _freight(self) -> str:
@@ -118,7 +128,7 @@ class Message:
     @property
     def _loaded(self) -> bool:
         """Whether more than text travels."""
-        return self.form in ("hidden", "tokens", "logits")
+        return self.form in ("hidden", "tokens", "logits", "picture")
 
     @property
     def _said(self) -> str:
@@ -183,8 +193,10 @@ class Message:
 
         Raises UserError for `hidden`, `tokens` or `logits` where its author was not asked to keep any.
         """
-        if form == "hidden" and (self._cargo is None or isinstance(self._cargo, Draft)):
+        if form == "hidden" and (self._cargo is None or isinstance(self._cargo, Draft) or self.form == "picture"):
             raise UserError(f"message {self.id} of {self.author} has no hidden states: ask with want=Want(layer)")
+        if (form == "picture") != (self.form == "picture"):
+            raise UserError(f"message {self.id} of {self.author} is a {self.form}, and stays one")
         if form == "tokens":
             return replace(self, form=form, _cargo=Draft(self._draft(form).token_ids))
         if form == "logits":
@@ -214,4 +226,4 @@ async def bring(messages: Sequence[Message], node: str) -> list[Message]:
             raise NotHere(f"message {messages[0].id} cannot travel to {node}: no network outside of a run")
         await mover(messages, node)
     # what stayed behind cannot be read there, in no form
-    return [m if m.node == node else replace(m, node=node, _text=m._said, _cargo=m._cargo if m._loaded else None) for m in messages]
+    return [m if m.node == node else replace(m, node=node, _text=m._said, _cargo=m._cargo if m._loaded else None, _stays=None) for m in messages]

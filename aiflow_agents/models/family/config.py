@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,27 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """What a model that sees looks at: pictures of `size` x `size` pixels from so many cameras, in patches; from `layer` on all are read together."""
+
+    size: int
+    patch: int
+    channels: int
+    cameras: int
+    layer: int
+
+    @property
+    def patches(self) -> int:
+        """Positions that one picture takes."""
+        return (self.size // self.patch) ** 2
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of one patch."""
+        return self.patch**2 * self.channels
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The part of `config.json` that decides what is computed.
 
@@ -66,6 +87,7 @@ class DecoderConfig:
     rope: tuple[tuple[str, Any], ...]
     exits: tuple[int, ...] = ()
     own_heads: bool = False
+    vision: VisionConfig | None = field(default=None, repr=False)  # what has no eyes keeps the hash it had
 
     @classmethod
     def read(cls, folder: str | Path) -> DecoderConfig:
@@ -99,6 +121,7 @@ class DecoderConfig:
                 rope=tuple(sorted(_rope_settings(raw, file).items())),
                 exits=_exits(raw, file),
                 own_heads="early_exit_points" in raw and not raw.get("shared_heads", False),
+                vision=_vision(raw, file),
             )
         except KeyError as missing:
             raise ConfigError("is missing", file=file, key=str(missing.args[0])) from None
@@ -150,6 +173,18 @@ def _refuse_unsupported(raw: Mapping[str, Any], file: Path) -> None:
     kinds = raw.get("layer_types") or (["sliding_attention"] if windowed and raw.get("max_window_layers", 28) < layers else [])
     for other in sorted(set(kinds) - {"full_attention"}):
         raise ConfigError(f"'{other}' layers are not supported; only full attention is", file=file, key="layer_types")
+
+
+def _vision(raw: Mapping[str, Any], file: Path) -> VisionConfig | None:
+    given = raw.get("vision")
+    if given is None:
+        return None
+    keys = ("size", "patch", "channels", "cameras", "layer")
+    if not isinstance(given, dict) or any(type(given.get(key)) is not int or given[key] < 1 for key in keys):
+        raise ConfigError(f"expected whole numbers above 0 for {', '.join(keys)}, found {given!r}", file=file, key="vision")
+    if given["size"] % given["patch"] or given["layer"] >= raw["num_hidden_layers"]:
+        raise ConfigError("expected a size of whole patches and a layer of this model", file=file, key="vision")
+    return VisionConfig(**{key: given[key] for key in keys})
 
 
 def _exits(raw: Mapping[str, Any], file: Path) -> tuple[int, ...]:

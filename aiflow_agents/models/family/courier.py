@@ -50,7 +50,7 @@ class Courier:
         """The bytes that travel: one frame, or with a lower cache the length of the first (4 bytes) and two."""
         tokens = None if start.token_ids is None else torch.tensor(start.token_ids).numpy()
         states = placebo(start.hidden.float(), want.placebo) if want.placebo else start.hidden.float()
-        hidden = self.codec(want.codec).encode(Hidden(start.layer, states.numpy(), tokens))
+        hidden = self.codec(want.codec).encode(Hidden(start.layer, states.numpy(), tokens, start.first))
         if start.lower is None:
             return hidden
         both = [one[:, 0].float() for one in start.lower]
@@ -78,6 +78,7 @@ class Courier:
             draft=parcel.draft,
             token_ids=None if hidden.token_ids is None else tuple(hidden.token_ids.tolist()),
             lower=None if lower is None else LowerCache(*(torch.from_numpy(one)[:, None] for one in (lower.keys, lower.values))),
+            first=hidden.first,
         )
 
     def next_tokens(self, logprobs: Tensor, top: Top) -> bytes:

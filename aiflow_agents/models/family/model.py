@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiflow_agents.models.family.courier import Courier
     from aiflow_agents.models.family.engine import Engine, Generated, Stop
     from aiflow_agents.models.family.resume import Start
+    from aiflow_agents.models.family.vision import Eyes
     from aiflow_agents.wire.calibration import Shipped
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -36,7 +37,7 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
     if not Path(path).is_dir():
         raise UserError(f"no model folder at {path}")
     config = DecoderConfig.read(path)
-    digest = hashlib.sha256(repr(config).encode())
+    digest = hashlib.sha256(repr(config).encode() + (repr(config.vision).encode() if config.vision else b""))
     for file in weight_files(path):
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -50,10 +51,16 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
         engine="family",
         dtype=dtype,
         shape=cut(config.shape(DTYPE_BYTES[dtype]), linears(path), at),
-        capabilities=frozenset({"logprobs", "logits", "hidden", "resume"} | ({"exits"} if len(config.exits) > 1 else set())),
+        capabilities=_capabilities(config),
         max_context=config.max_context,
         codecs=_codecs(Path(path), whole),
     )
+
+
+def _capabilities(config: DecoderConfig) -> frozenset[str]:
+    if config.vision:  # its features are hidden states, but nobody resumes a draft from them
+        return frozenset({"logprobs", "vision"})
+    return frozenset({"logprobs", "logits", "hidden", "resume"} | ({"exits"} if len(config.exits) > 1 else set()))
 
 
 def _codecs(folder: Path, weights_hash: str) -> tuple[Shipped, ...]:
@@ -75,8 +82,8 @@ def at_exit(info: ModelInfo, path: str | Path, exit: int, keep: Keep = 1.0) -> M
 class FamilyModel:
     """Answers requests with a checkpoint in the Hugging Face layout (Llama, Qwen2 or Qwen3)."""
 
-    def __init__(self, info: ModelInfo, chat: Chat, engine: Engine, courier: Courier):
-        self.info, self.chat, self.engine, self.courier = info, chat, engine, courier
+    def __init__(self, info: ModelInfo, chat: Chat, engine: Engine, courier: Courier, eyes: Eyes | None = None):
+        self.info, self.chat, self.engine, self.courier, self.eyes = info, chat, engine, courier, eyes
         self._sizes: dict[float, FamilyModel] = {}
 
     @classmethod
@@ -98,7 +105,12 @@ class FamilyModel:
             raise UserError(
                 f"model folder {path}: its tokenizer knows {chat.vocab} tokens, the model {info.shape.vocab}; they do not belong together"
             )
-        return cls(info, chat, Engine(decoder, ends, ends[0] if ends else 0, stable=stable), Courier(Path(path), info.codecs))
+        engine, eyes = Engine(decoder, ends, ends[0] if ends else 0, stable=stable), None
+        if decoder.config.vision:
+            from aiflow_agents.models.family.vision import Eyes
+
+            eyes = Eyes.load(path, engine)
+        return cls(info, chat, engine, Courier(Path(path), info.codecs), eyes)
 
     def sized(self, keep: float | None) -> FamilyModel:
         """This model with a share of its parameters, spread over layers by their spectra; loaded once. Raises `UserError` where it has one size."""
@@ -119,10 +131,18 @@ class FamilyModel:
         packed: dict[str, bytes] = {}
         groups: dict[tuple[float | None, int | None, bool], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault((request.keep, request.exit, request.parcel is not None), []).append(i)
+            if self.eyes is None and (request.picture or request.features):
+                replies[i] = CallError("refused", f"{self.info.name} does not see: it takes neither pictures nor their features")
+            else:
+                groups.setdefault((request.keep, request.exit, request.parcel is not None), []).append(i)
         for (keep, exit, resumed), places in groups.items():
             some, model = [requests[i] for i in places], self.sized(keep)
-            made = model._resume(some, exit, parcels, packed) if resumed else model._read(some, exit, packed)
+            if model.eyes is not None:
+                from aiflow_agents.models.family.sight import see
+
+                made = see(model, model.eyes, some, parcels, packed)
+            else:
+                made = model._resume(some, exit, parcels, packed) if resumed else model._read(some, exit, packed)
             for i, reply in zip(places, made, strict=True):
                 replies[i] = reply
         return replies, packed  # type: ignore[return-value]

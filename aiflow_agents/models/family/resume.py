@@ -28,7 +28,7 @@ class Start:
     """What one row goes on from. `draft` are the tokens of the answer, the one that ended it included; it was never fed, so there are
     `prompt + len(draft) - 1` positions, and `prompt` where there is no draft.
 
-    hidden: [positions, width], the input of `layer`. To make tokens of its own a row also needs `lower` (rows = 1) or `token_ids` [positions].
+    hidden: [positions, width], the input of `layer`; `first` is the place of the first. To make tokens of its own a row also needs `lower` (rows = 1) or `token_ids` [positions].
     """
 
     layer: int
@@ -37,6 +37,7 @@ class Start:
     draft: tuple[int, ...]
     token_ids: tuple[int, ...] | None = None
     lower: LowerCache | None = None
+    first: int = 0
 
 
 @torch.inference_mode()
