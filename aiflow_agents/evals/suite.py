@@ -16,8 +16,10 @@ from aiflow_agents.evals.benchmarks import Columns, benchmark_tasks
 from aiflow_agents.evals.scorer import Scorer, load_scorer
 from aiflow_agents.evals.source import open_source
 from aiflow_agents.runtime.extraction import Named, Pattern
+from aiflow_agents.runtime.inputs import at_cameras
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import MAX_TOKENS
+from aiflow_agents.skills.scenes import CORNERS, KINDS, exam
 from aiflow_agents.skills.splits import balanced, skill
 
 Count = Annotated[int, Field(gt=0)]
@@ -31,6 +33,12 @@ def _known_skill(name: str) -> str:
     return name
 
 
+def _known_kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(str(UnknownName("kind of question about a scene", name, KINDS)))
+    return name
+
+
 class Counts(BaseModel):
     model_config = ConfigDict(extra="forbid")
     dev: Count
@@ -40,9 +48,10 @@ class Counts(BaseModel):
 class SuiteFile(BaseModel):
     """evals/<name>/eval.yaml.
 
-    Tasks come from `skills` (drawn anew for every seed) or from `data`: a JSONL file with id, question, answer, split, tags; or, with `columns`, a
-    benchmark in its own columns, in a file, a folder or on the Hugging Face hub (see `source`). `extract` says what of a text is the answer (see
-    `runtime.extraction`), `max_tokens` how long answers may be of members whose team file does not say it.
+    Tasks come from `skills` (drawn anew for every seed); from `scenes`: kinds of questions about what four cameras see, at the nodes that `cameras`
+    names; or from `data`: a JSONL file with id, question, answer, split, tags, or, with `columns`, a benchmark in its own columns, in a file, a folder
+    or on the Hugging Face hub (see `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long answers
+    may be of members whose team file does not say it.
 
     With `suites` it is a group: running it runs each of them.
     """
@@ -55,6 +64,8 @@ class SuiteFile(BaseModel):
     topologies: tuple[str | dict[str, dict[str, Any]], ...] = ()
     skills: tuple[Annotated[str, AfterValidator(_known_skill)], ...] = ()
     data: str | None = None
+    scenes: tuple[Annotated[str, AfterValidator(_known_kind)], ...] = ()
+    cameras: tuple[str, ...] = ()
     columns: Columns | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     extract: Named | Pattern = "text"
@@ -67,8 +78,10 @@ class SuiteFile(BaseModel):
         if not self.suites:
             if not self.team:
                 raise ValueError("a suite names its default team: `team: <name>`")
-            if bool(self.skills) == bool(self.data):
-                raise ValueError("tasks come from `skills` or from `data`: give one of them")
+            if bool(self.skills) + bool(self.data) + bool(self.scenes) != 1:
+                raise ValueError("tasks come from `skills` or from `data`, or from `scenes`: give one of them")
+            if len(set(self.cameras)) != (len(CORNERS) if self.scenes else 0):
+                raise ValueError(f"scenes are seen by {len(CORNERS)} cameras: `cameras` names their nodes")
         if self.columns and not self.data:
             raise ValueError("`columns` says how `data` is read: give both")
         for entry in self.topologies:
@@ -101,6 +114,10 @@ class Suite:
             given = _read(self.folder / (self.data or self.file.data), split)
             return given[: limit or (count if "tasks" in self.file.model_fields_set else None)]
         count = min(count, limit) if limit and split == "dev" else limit or count
+        if self.file.scenes:
+            asked, views = exam(list(self.file.scenes), split, count, seed)
+            seen = [at_cameras(pictures, self.file.cameras) for pictures in views]
+            return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.kind,), seen[q.scene]) for i, q in enumerate(asked)]
         questions = balanced(list(self.file.skills), split, count, seed)
         return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.skill,)) for i, q in enumerate(questions)]
 

@@ -19,6 +19,7 @@ from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
 from aiflow_agents.wire.message import Cargo, Draft, Message
+from aiflow_agents.wire.picture import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Agent:
         begin: Message | None = None,
         top: Top | None = None,
         dialogue: bool = False,
+        sees: Message | None = None,
+        features: Sequence[Message] = (),
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
@@ -105,11 +108,16 @@ class Agent:
         `top` asks for a draft: the answer up to where this agent is not sure, and what it holds likely there. `begin`, a draft as "tokens" of a
         member with the same tokenizer, is what the answer begins with.
 
+        A model that sees answers from the picture that lies at its node (or from `sees`, another one there), and from `features`: messages as
+        "hidden" of others of its family, who kept them of their pictures with `want`. An empty question, with `max_tokens` 0, is not sent at all.
+        What is said of a picture that stays at its node travels only in the forms that were released.
+
         Raises MemberFailed when the model refuses the call, UnmetNeed for a message without hidden states, SpacesDiffer for those of another model.
         """
         scene = SCENE.get()
         loop = asyncio.get_running_loop()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
+        picture = self._picture(sees, features)
         with scene:
             parcel = None if resume is None else await self._understood(resume, otherwise)
             if resume is not None and parcel is not None:
@@ -117,8 +125,13 @@ class Agent:
                 request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
             else:
                 drafted = self._begun(begin, top, want)
-                await scene.bring((asked, *heard, *([begin] if begin is not None and drafted.token_ids else [])), self.node)
+                for message in features:
+                    await self._understood(message, "refuse")
+                drawn_from = [message for message in (begin if drafted.token_ids else None, *features) if message is not None]
+                await scene.bring((*([asked] if asked._said else []), *heard, *drawn_from), self.node)
                 request = self._request(asked, heard, instruct, sampling or self.sampling, sample, dialogue)
+                if picture is not None or features:
+                    request = replace(request, picture=picture and picture._cargo, features=tuple([message._cargo for message in features]))
                 if want is not None or max_tokens is not None:
                     request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
                 if begin is not None or top is not None:
@@ -134,12 +147,25 @@ class Agent:
         cargo: Cargo | None = reply.parcel
         if begin is not None or top is not None:
             cargo, confidence = self._drafted(request, reply, drafted if begin is not None else None)
-        id, parents = scene.next_id(self.name), tuple([message.id for message in (heard if begin is None else (*heard, begin))])
+        sources = [*heard, *features, *(message for message in (begin, picture) if message is not None)]
+        id, parents = scene.next_id(self.name), tuple([message.id for message in sources])
+        stays = next((message._stays for message in (asked, *sources) if message.node == self.node and message._stays is not None), None)
         if reply.parcel is not None:
             scene.hellos[id] = self.hello
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
-        return Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo)
+        return Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
+
+    def _picture(self, sees: Message | None, features: Sequence[Message]) -> Message | None:
+        """The picture that lies at this agent's node, if its model sees."""
+        if "vision" not in self.info.capabilities:
+            if features or sees is not None:
+                raise UnmetNeed(f"{self.name} does not see: its model {self.info.name} takes neither pictures nor their features")
+            return None
+        picture = SCENE.get().task.inputs.get(self.node) if sees is None else sees
+        if picture is not None and (picture.node != self.node or not isinstance(picture._cargo, Picture)):
+            raise UnmetNeed(f"{self.name} sees pictures at {self.node}; message {picture.id} is none, or at {picture.node}")
+        return picture
 
     def _drafted(self, request: Request, reply: Reply, begin: Draft | None) -> tuple[Draft, float | None]:
         """The draft that a reply is, with the confidence in all of it: None where it began with what another one said, or with nothing."""

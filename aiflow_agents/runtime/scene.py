@@ -81,7 +81,14 @@ class Scene:
         return message
 
     async def bring(self, messages: Iterable[Message], node: str) -> None:
-        """Wait until all of these are at `node`; each travels once, whoever asks for it. Who stops waiting does not stop a transfer."""
+        """Wait until all of these are at `node`; each travels once, whoever asks for it. Who stops waiting does not stop a transfer.
+
+        Raises PrivacyError, before anything sets out, for what stays where it is.
+        """
+        messages = list(messages)
+        for message in messages:
+            if message.node != node:
+                message.check_leaves()
         await _arrival([self._move(message, node) for message in messages if message.node != node])
 
     async def greet(self, one: Speaker, other: Speaker) -> None:
@@ -139,11 +146,13 @@ class Scene:
         """
         if reply.work == ():  # the answer had ended already
             return Usage()
-        read = (member, request.messages, request.parcel)
+        read = (member, request.messages, request.parcel, request.picture, request.features)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
         drafted = bool(request.begin or request.top)
         work = self._going_on(read, fresh, request.begin, shape, reply) if drafted else _Work.of(shape, reply, fresh)
+        if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
+            work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
         tokens_in, prefill_flops, decode_flops = work.tokens_in, work.prefill_flops, work.decode_flops
         cost = price_call(
             self.network.node(node),

@@ -79,6 +79,13 @@ def pictures(scenes: Scenes, seed: int) -> Pixels:
     return np.rint(views.clip(0, 1) * 255).astype(np.uint8)
 
 
+def in_view(scenes: Scenes) -> NDArray[np.int64]:
+    """What each camera has in front of it, [scenes, cameras, 9]: colour * 4 + shape, and 16 where nothing stands."""
+    kind = np.where(scenes.colour < 0, len(COLOURS) * len(SHAPES), scenes.colour * len(SHAPES) + scenes.shape).astype(np.int64)
+    grid = kind.reshape(-1, GRID, GRID)
+    return np.stack([grid[:, r : r + VIEW, c : c + VIEW].reshape(-1, VIEW * VIEW) for r, c in CORNERS], 1)
+
+
 def _sprites() -> NDArray[np.float32]:
     """The shapes, [shape, shift of rows, shift of columns, 8, 8], 1 where they are."""
     at = np.arange(CELL) - (CELL - 1) / 2

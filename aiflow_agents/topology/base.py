@@ -46,6 +46,7 @@ class Trial(Protocol):
     """What a topology may learn from: answers on the dev split, and nothing else."""
 
     team: Team
+    tasks: list[Task]
     questions: list[str]
     marks: dict[str, list[float]]  # member -> 0 to 1, question by question
     correct: dict[str, list[bool]]  # the same: right or wrong

@@ -7,6 +7,8 @@
 
 Patches of one camera see each other, and so do all features; a question sees the features and itself. So several questions about a scene share the
 features, and are trained together, each blind for the others. A camera that is missing is masked.
+
+Answers alone teach eyes slowly, so in training a linear head names what stands at each patch, from its features; it is not part of the model.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from aiflow_agents.skills import scenes as scenes_module
-from aiflow_agents.skills.scenes import SceneTask
+from aiflow_agents.skills.scenes import COLOURS, SHAPES, SceneTask
 from aiflow_agents.skills.splits import Question
 from aiflow_agents.training.branches import travel_noise
 from aiflow_agents.training.corpus import collate, example
@@ -29,20 +31,22 @@ from aiflow_agents.training.recipe import Phase, Recipe
 from aiflow_agents.training.trainer import Trainer
 
 CHUNK = 512  # scenes drawn together
+NAMING = 0.5  # weight of naming what stands at each patch, beside that of answers
 
 
 class SceneBatch(NamedTuple):
     """`ids`, `targets`: [scenes, questions, longest], as in `Batch`; `pictures`: [scenes, cameras, 24, 24, 3], 8 bits a number; `there`
-    [scenes, cameras]: which cameras are."""
+    [scenes, cameras]: which cameras are; `cells` [scenes, cameras, 9]: what stands at each patch."""
 
     ids: Tensor
     targets: Tensor
     pictures: Tensor
     there: Tensor
+    cells: Tensor
     tokens: int
 
     def to(self, device: str) -> SceneBatch:
-        return SceneBatch(*(one.to(device) for one in self[:4]), self.tokens)
+        return SceneBatch(*(one.to(device) for one in self[:5]), self.tokens)
 
 
 def features_of(model: Any, pictures: Tensor, layer: int) -> Tensor:
@@ -89,16 +93,22 @@ class SightTrainer(Trainer):
         self.vision = recipe.vision
         super().__init__(recipe, folder, device=device, phases=phases)
 
+    def _build(self, recipe: Recipe) -> nn.Module:
+        model: Any = super()._build(recipe)
+        model.namer = nn.Linear(recipe.size.width, len(COLOURS) * len(SHAPES) + 1)
+        return model
+
     def _batches(self, phase: int, chunk: int) -> Iterable[SceneBatch]:  # type: ignore[override]
         return scene_batches(self.recipe, self.phases[phase], self.recipe.seed * 1000 + phase, chunk)
 
     def _loss(self, batch: SceneBatch) -> Tensor:  # type: ignore[override]
         features = features_of(self.model, batch.pictures, self.vision.layer)
+        naming = nn.functional.cross_entropy(self.model.namer(features).flatten(0, 1), batch.cells.flatten())  # type: ignore[operator]
         if self.recipe.travel_noise:
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + int(self.state["total_tokens"]))
             features = travel_noise(features, self.recipe.travel_noise, generator)
         states, where = states_of(self.model, batch.ids, features, batch.there, self.vision.layer), batch.targets >= 0
-        return nn.functional.cross_entropy(self.model.lm_head(states[where]), batch.targets[where])  # type: ignore[operator]
+        return nn.functional.cross_entropy(self.model.lm_head(states[where]), batch.targets[where]) + NAMING * naming  # type: ignore[operator]
 
 
 def scene_batches(recipe: Recipe, phase: Phase, seed: int, chunk: int) -> Iterable[SceneBatch]:
@@ -110,15 +120,15 @@ def scene_batches(recipe: Recipe, phase: Phase, seed: int, chunk: int) -> Iterab
     there = _there(CHUNK, recipe.vision.missing, key)
     for start in range(0, CHUNK, phase.batch):
         some = slice(start, start + phase.batch)
-        views = scenes_module.pictures(scenes.take(np.arange(CHUNK)[some]), key * CHUNK + start)
-        yield collate_scenes(asked[some], views, there[some])
+        here = scenes.take(np.arange(CHUNK)[some])
+        yield collate_scenes(asked[some], scenes_module.pictures(here, key * CHUNK + start), there[some], scenes_module.in_view(here))
 
 
-def collate_scenes(asked: list[list[SceneTask]], views: scenes_module.Pixels, there: np.ndarray) -> SceneBatch:
+def collate_scenes(asked: list[list[SceneTask]], views: scenes_module.Pixels, there: np.ndarray, cells: np.ndarray) -> SceneBatch:
     """Questions [scenes][questions] about pictures [scenes, cameras, ...]; `tokens` counts those of the questions."""
     flat = collate([example(Question(task.kind, task.text, task.answer)) for row in asked for task in row])
     ids, targets = (one.unflatten(0, (len(asked), -1)) for one in (flat.ids, flat.targets))
-    return SceneBatch(ids, targets, torch.from_numpy(views), torch.from_numpy(there), flat.tokens)
+    return SceneBatch(ids, targets, torch.from_numpy(views), torch.from_numpy(there), torch.from_numpy(cells), flat.tokens)
 
 
 def _there(count: int, missing: float, seed: int) -> np.ndarray:

@@ -66,8 +66,11 @@ class Trainer(Training):
     _studied: tuple[Sequence[Heard], inquiry.Peers] | None = None
 
     def __init__(self, recipe: Recipe, folder: Path, *, device: str = "cpu", phases: Sequence[Phase] | None = None):
-        super().__init__(build(recipe), folder, phases or recipe.phases, device)
+        super().__init__(self._build(recipe), folder, phases or recipe.phases, device)
         self.recipe, self.another = recipe, f"another version of recipe '{recipe.name}'"
+
+    def _build(self, recipe: Recipe) -> torch.nn.Module:
+        return build(recipe)
 
     def _recipe(self) -> dict[str, Any]:
         later = {name for name in ("exits", "travel_noise", "shard", "vision") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these

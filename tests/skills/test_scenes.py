@@ -9,7 +9,7 @@ import pytest
 
 from aiflow_agents.errors import UnknownName
 from aiflow_agents.skills import scenes as module
-from aiflow_agents.skills.scenes import CELL, COLOURS, CORNERS, GRID, KINDS, SHAPES, ask, draw, exam, pictures
+from aiflow_agents.skills.scenes import CELL, COLOURS, CORNERS, GRID, KINDS, SHAPES, ask, draw, exam, in_view, pictures
 from aiflow_agents.skills.splits import split_of
 
 NAMES = list(COLOURS)
@@ -70,6 +70,15 @@ def test_views_overlap_and_show_what_stands_there(monkeypatch: pytest.MonkeyPatc
     for i, (colour, shape) in enumerate(zip(scenes.colour[:, 12], scenes.shape[:, 12], strict=True)):
         lit = np.ptp(middle[0][i].reshape(-1, 3), 0)
         assert (lit.max() > 40) == (colour >= 0) and (colour < 0 or shape >= 0)
+
+
+def test_what_is_in_view_is_what_stands_there() -> None:
+    scenes = draw(5, "test", 1)
+    seen = in_view(scenes)
+    for i, (colour, shape) in enumerate(zip(scenes.colour, scenes.shape, strict=True)):
+        for camera, (r, c) in enumerate(CORNERS):
+            cells = [(r + a) * GRID + c + b for a in range(3) for b in range(3)]
+            assert seen[i, camera].tolist() == [16 if colour[k] < 0 else colour[k] * 4 + shape[k] for k in cells]
 
 
 def test_an_exam_asks_every_scene_every_kind_once() -> None:

@@ -1,0 +1,82 @@
+"""How good a model that sees is: with all cameras, with each one alone, with none. And what codecs of its features are fitted on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aiflow_agents.config import dump_yaml
+from aiflow_agents.models.family.model import FamilyModel
+from aiflow_agents.models.protocol import Parcel, Reply, Request, Turn, Want
+from aiflow_agents.skills.scenes import CORNERS, KINDS, draw, exam, pictures
+from aiflow_agents.training.heard import MAX_ANSWER
+from aiflow_agents.training.recipe import Recipe
+from aiflow_agents.wire.codecs import Sample
+from aiflow_agents.wire.picture import Picture
+
+Right = dict[str, tuple[int, int]]  # kind -> (right, asked)
+ALL = tuple(range(len(CORNERS)))
+
+
+def measure_sight(model: FamilyModel, cameras: Sequence[int] = ALL, count: int = 2100, split: str = "test", seed: int = 2026, codec: str = "float32") -> Right:
+    """How many questions are answered right from the features of these cameras, by kind: (right, asked)."""
+    assert model.eyes is not None
+    tasks, views = exam(list(KINDS), split, count, seed)
+    looks = [Request((), 0, want=Want(model.eyes.config.layer, codec), picture=Picture(scene[camera], camera)) for scene in views for camera in cameras]
+    replies, packed = model.exchange(looks, {})
+    parcels: list[Parcel] = [reply.parcel for reply in replies if isinstance(reply, Reply) and reply.parcel is not None]
+    n = len(cameras)
+    asked = [Request((Turn("user", task.text),), MAX_ANSWER, features=tuple(parcels[task.scene * n : (task.scene + 1) * n])) for task in tasks]
+    found: Right = {}
+    for task, reply in zip(tasks, model.exchange(asked, packed)[0], strict=True):
+        right, of = found.get(task.kind, (0, 0))
+        found[task.kind] = right + (isinstance(reply, Reply) and reply.text.strip() == task.answer), of + 1
+    return found
+
+
+def feature_sample(model: FamilyModel, scenes: int, seed: int) -> dict[str, Sample]:
+    """Features of scenes of the train split, for `wire.codecs.fit`: space -> sample."""
+    import torch
+
+    assert model.eyes is not None
+    seen = [Picture(pixels, camera) for views in pictures(draw(scenes, "train", seed), seed) for camera, pixels in enumerate(views)]
+    return {f"hidden.{model.eyes.config.layer}": Sample(torch.cat(model.eyes.look(seen)).float().numpy())}
+
+
+def sight_card(folder: Path, recipe: Recipe, trained: dict[str, Any], *, count: int = 2100, seed: int = 2026, command: str = "") -> dict[str, Any]:
+    """Measure an exported model that sees and write card.json, README.md and recipe.yaml. Returns what card.json holds."""
+    model = FamilyModel.load(folder)
+    ways = {"all cameras": ALL, **{f"camera {camera} alone": (camera,) for camera in ALL}, "no camera": ()}
+    measured = {name: _rows(measure_sight(model, cameras, count, "test", seed)) for name, cameras in ways.items()}
+    shape = model.info.shape
+    parameters = shape.block_params + shape.head_params + sum(part.numel() for part in (model.eyes.patch, model.eyes.bias, model.eyes.places, model.eyes.cameras))  # type: ignore[union-attr]
+    card = {
+        "name": recipe.name, "description": recipe.description, "parameters": parameters, "weights_hash": model.info.weights_hash,
+        "trained": {key: trained[key] for key in ("total_tokens", "seconds") if key in trained}, "command": command,
+        "exam": {"questions": count, "seed": seed, "split": "test"}, "measured": measured,
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(dump_yaml(recipe), encoding="utf-8")
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_readme(card), encoding="utf-8")
+    return card
+
+
+def _rows(right: Right) -> dict[str, Any]:
+    total = tuple(map(sum, zip(*right.values(), strict=True)))
+    return {kind: {"right": r, "asked": of, "accuracy": round(r / of, 4)} for kind, (r, of) in {"overall": total, **right}.items()}
+
+
+def _readme(card: dict[str, Any]) -> str:
+    kinds = [kind for kind in card["measured"]["all cameras"] if kind != "overall"]
+    lines = [
+        f"# {card['name']}", "", card["description"], "",
+        f"{card['parameters']:,} parameters, trained from scratch on {card['trained'].get('total_tokens', 0):,} tokens of questions about scenes of our own.",
+        f"Command: `{card['command']}`", "",
+        f"Right answers of {card['exam']['questions']:,} test questions (seed {card['exam']['seed']}), by what it sees:", "",
+        "| | overall | " + " | ".join(kinds) + " |", "|---|" + "---|" * (len(kinds) + 1),
+    ]  # fmt: skip
+    for name, row in card["measured"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{row[kind]['accuracy']:.1%}" for kind in ("overall", *kinds)) + " |")
+    return "\n".join(lines) + "\n"
