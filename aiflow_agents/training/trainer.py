@@ -13,8 +13,8 @@ from aiflow_agents.errors import UserError
 from aiflow_agents.training import corpus, inquiry, recall, tokenizer
 from aiflow_agents.training.branches import Disturb, add_branches, exit_states, travel_noise
 from aiflow_agents.training.corpus import Batch, Heard
-from aiflow_agents.training.loop import Training
 from aiflow_agents.training.front import add_front
+from aiflow_agents.training.loop import Training
 from aiflow_agents.training.recipe import Phase, Recipe
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from aiflow_agents.models.family.config import VisionConfig
-from aiflow_agents.models.family.decoder import Cache, Decoder, Span, _Reader
+from aiflow_agents.models.family.decoder import Cache, Span, _Reader
 from aiflow_agents.models.family.engine import MAX_ROWS, MIN_ROWS, STEP, Engine, Generated, Row, draw, uniforms
 from aiflow_agents.models.protocol import Pass
 from aiflow_agents.wire.picture import Picture
