@@ -22,7 +22,9 @@ CODECS = (
     "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.55", "predict:step=0.7", "predict:step=0.85",
     "predict:step=1",
 )  # fmt: skip
-SHIPPED = {"predict": "predict:step=0.65", "klt": "klt:step=0.25,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
+SHIPPED = {"predict": "predict:step=0.655,step.3=0.62", "klt": "klt:step=0.25,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
+SAMPLE = {"predict": 16000}  # training questions that a codec is fitted on, by name
+OTHERS = 4000
 LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
 
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
@@ -40,7 +42,7 @@ def wire(
         list[str] | None, typer.Option(help="A codec as in klt:step=0.5+ans, or a file of one that was fitted; repeatable. Default: all kinds, and those in the model's codecs/.", show_default=False)
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="How many test questions travel.")] = 1000,
-    calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = 4000,
+    calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = OTHERS,
     skills: Skills = None,
     lower: Annotated[bool, typer.Option("--lower", help="Keys and values of the layers below instead, which a receiver needs to speak on.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the trade as a picture, an SVG.", show_default=False)] = None,
@@ -86,13 +88,16 @@ def wire(
 def calibrate(
     model: Model = MODEL,
     layer: Annotated[list[int] | None, typer.Option(min=0, help="Cut at the input of this layer; repeatable. Default: where exits leave.", show_default=False)] = None,
-    codec: Annotated[str | None, typer.Option(help="As in klt:step=0.5+ans. Default: all that a family ships.", show_default=False)] = None,
+    codec: Annotated[str | None, typer.Option(help="As in klt:step=0.5+ans, or predict:step=0.7,step.3=0.6 with a step of its own at layer 3. Default: all that a family ships.", show_default=False)] = None,
     name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings; lower where it is for those.", show_default=False)] = None,
     value: Annotated[
         float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")
     ] = 0.0,
     steps: Annotated[tuple[int, int], typer.Option(help="Of that training: of the predictor alone, and of everything.")] = (600, 500),
-    calibration: Annotated[int, typer.Option(min=20, help="How many training questions it is fitted on.")] = 4000,
+    calibration: Annotated[
+        int | None, typer.Option(min=20, help="How many training questions it is fitted on. Default: 16000 for predict, 4000 for others.", show_default=False)
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="How often gradients are drawn at each: more make a better codec, and take longer.")] = 1,
     lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,
     out: Annotated[Path | None, typer.Option(help="The folder for it. Default: codecs/ of the model.", show_default=False)] = None,
@@ -101,7 +106,7 @@ def calibrate(
 ) -> None:
     """Fit codecs on a model's hidden states and write them where topologies and `aiflow bench wire` find them."""
     from aiflow_agents import catalog
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.model import weights_hash
     from aiflow_agents.training.refine import refined
     from aiflow_agents.wire import calibration as files
     from aiflow_agents.wire.codecs import Codec, fit, needs_fitting, parse
@@ -117,7 +122,7 @@ def calibrate(
         if not needs_fitting(spec):
             raise UserError(f"codec {spec} needs no fitting; name it as it is")
     drawn, fitted_on = _Drawn(skills, seed), catalog.find("model", model).path
-    folder, weights_hash = out or fitted_on / "codecs", model_info(fitted_on).weights_hash
+    folder, of_weights = out or fitted_on / "codecs", weights_hash(fitted_on)
     cuts = [_cut(model, k, None) for k in sorted(layer or _cut(model, 0, (None,)).family.exits[:-1])]
     _folder(folder)
     lines = []
@@ -127,14 +132,14 @@ def calibrate(
             text, below = None, lower or stem == "lower"
             for cut in [cuts[-1]] if below else cuts:
                 watch.stage(f"{stem}: {'caches below' if below else 'states at'} layer {cut.layer}", 0)
-                samples = drawn.samples(cut, calibration, below)
+                samples = drawn.samples(cut, calibration or SAMPLE.get(spec.partition(":")[0], OTHERS), below, draws)
                 fitted = fit(spec, samples)
                 if spec.startswith("predict") and value and not below:
                     fitted = refined(cut, fitted, samples, drawn.weights, value=value, steps=steps, seed=seed, watch=watch)
                 codings.update(fitted.codings)
                 text = fitted.text
             file = folder / f"{stem}.safetensors"
-            files.save(Codec(spec, codings, text=text), file, weights_hash)
+            files.save(Codec(spec, codings, text=text), file, of_weights)
             lines.append(f"{file}: {spec} for {', '.join(sorted(codings))}, {file.stat().st_size:,} bytes")
     typer.echo("\n".join(lines))
 
@@ -165,12 +170,12 @@ class _Drawn:
 
         return list(islice(stream(self.weights, split, self.seed), count))
 
-    def samples(self, cut: Cut, count: int, lower: bool = False) -> dict[str, Any]:
+    def samples(self, cut: Cut, count: int, lower: bool = False, draws: int = 1) -> dict[str, Any]:
         """What codecs are fitted on: space -> sample."""
         from ..training.cut import cache_samples, sample
 
         questions = self.questions("train", count)
-        return cache_samples(cut.family, questions, cut.layer) if lower else {f"hidden.{cut.layer}": sample(cut, questions, self.seed)}
+        return cache_samples(cut.family, questions, cut.layer) if lower else {f"hidden.{cut.layer}": sample(cut, questions, self.seed, draws=draws)}
 
 
 def _cut(model: str, layer: int, exits: tuple[int | None, ...] | None) -> Cut:

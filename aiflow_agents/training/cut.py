@@ -58,16 +58,18 @@ def texts(questions: Sequence[Question], rows: int = ROWS) -> Iterator[Texts]:
         yield Texts(ids, ids != PAD, targets >= 0, targets)
 
 
-def sample(cut: Cut, questions: Sequence[Question], seed: int = 0, noise: float = NOISE) -> Sample:
+def sample(cut: Cut, questions: Sequence[Question], seed: int = 0, noise: float = NOISE, draws: int = 1) -> Sample:
     """States of these texts at the cut, and gradients of what the model says about their answers, taken where some noise leaves the states."""
     generator, parts = torch.Generator().manual_seed(seed), []
     for turn, batch in enumerate(texts(questions)):
         states = cut.below(batch.ids)
-        near = (states + noise * states[batch.present].std() * torch.randn(states.shape, generator=generator)).requires_grad_(True)
-        gradients = _gradients(cut.above(near, turn), near, batch.answers, generator)
-        parts.append((states[batch.present], gradients[batch.present], batch.ids[batch.present], batch.present.sum(1)))
+        found = []
+        for draw in range(draws):
+            near = (states + noise * states[batch.present].std() * torch.randn(states.shape, generator=generator)).requires_grad_(True)
+            found.append(_gradients(cut.above(near, turn + draw), near, batch.answers, generator)[batch.present])
+        parts.append((states[batch.present], torch.stack(found, 1), batch.ids[batch.present], batch.present.sum(1)))
     states, gradients, ids, lengths = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return Sample(states, gradients, ids, lengths)
+    return Sample(states, gradients.swapaxes(0, 1), ids, lengths)
 
 
 def _gradients(logits: Tensor, states: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:

@@ -286,7 +286,7 @@ def test_a_relay_never_sends_tokens(team: Team, fitted: Fitted) -> None:
 
 def test_what_was_fitted_on_other_weights_is_not_used(fitted: Fitted, tmp_path: Path) -> None:
     from aiflow_agents.models.family.courier import Courier
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.model import model_info, weights_hash
     from aiflow_agents.wire import calibration
 
     folder = fitted(0.02)
@@ -298,6 +298,10 @@ def test_what_was_fitted_on_other_weights_is_not_used(fitted: Fitted, tmp_path: 
     assert Courier(folder, info.codecs).codec("klt").fingerprint.hex() == info.codecs[0].fingerprint
     with pytest.raises(UserError, match="no codec of model 'shrub' named 'predict'"):
         Courier(folder, info.codecs).codec("predict")
+    file.write_bytes(b"of another time")
+    assert weights_hash(folder) == own.weights_hash  # so that it can be calibrated anew
+    with pytest.raises(UserError, match="cannot be read"):
+        model_info(folder)
 
 
 def test_states_coded_with_another_calibration_are_not_read(team: Team, fitted: Fitted) -> None:

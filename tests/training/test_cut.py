@@ -53,14 +53,15 @@ def test_gradients_say_what_the_output_minds(willow: Family, questions: list[Que
     """Moving the states a little costs, in nats, half of what the second moment of the gradients says. Asked of an exit that is not too sure."""
     cut = Cut(willow, 1, (1,))
     (batch,) = texts(questions, rows=40)
-    found = [sample(cut, questions, seed=s, noise=0) for s in range(80)]
-    states, n = cut.below(batch.ids), len(found[0].states)
+    found = sample(cut, questions, noise=0, draws=80)
+    assert found.gradients is not None and found.lengths is not None and found.gradients.shape == (80, *found.states.shape)
+    states = cut.below(batch.ids)
     exact = cut.above(states)[batch.answers].log_softmax(-1)
     move = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)) * states.std() * 0.01
     said = cut.above(states + move)[batch.answers].log_softmax(-1)
     cost = float((exact.exp() * (exact - said)).sum())
-    moved, per_text = move[batch.present].numpy(), np.split(np.arange(n), found[0].lengths.cumsum()[:-1])  # type: ignore[union-attr]
-    expected = np.mean([sum((one.gradients[rows] * moved[rows]).sum() ** 2 for rows in per_text) / 2 for one in found])  # type: ignore[index]
+    moved, per_text = move[batch.present].numpy(), np.split(np.arange(len(found.states)), found.lengths.cumsum()[:-1])
+    expected = np.mean([sum((one[rows] * moved[rows]).sum() ** 2 for rows in per_text) / 2 for one in found.gradients])
     assert expected == pytest.approx(cost, rel=0.3)
 
 

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.wire import calibration
 from aiflow_agents.wire.codecs import Codec, CodecError, Sample, codec, fit, parse
+from aiflow_agents.wire.codecs.contexts import Contexts
 from aiflow_agents.wire.codecs.hadamard import hadamard
 from aiflow_agents.wire.codecs.integer import integers
 from aiflow_agents.wire.codecs.plain import Plain
@@ -357,6 +358,10 @@ def test_what_cannot_be_coded_is_refused_by_name(fitted: dict[str, Codec], make_
         ("int:bits=17", "bits lies between 1 and 16"),
         ("int8+zip", "after '+' comes ans, not 'zip'"),
         ("predict+ans", "leave +ans out"),
+        ("predict:step.x=1", "'step.x=1' is no setting of predict"),
+        (f"predict:step.{'9' * 5000}=1", "is no setting of predict"),
+        ("klt:step=1,by.3=output", "'by.3=output' is no setting of klt"),
+        ("klt:step=1,bits.3=4", "klt:step=0.5 or klt:bits=4"),
         ("raw:dtype=float8", "dtype is one of float32, float16, bfloat16"),
     ],
 )
@@ -366,8 +371,44 @@ def test_a_mistake_in_a_spec_is_one_line(spec: str, said: str) -> None:
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_layer_has_a_step_of_its_own(make_sample: Make) -> None:
+    sample = make_sample(WIDTH, 200)
+    both, fine = fit("predict:step=0.6,step.3=0.2", {"hidden.2": sample, "hidden.3": sample}), fit("predict:step=0.2", {"hidden.3": sample})
+    coarse = fit("predict:step=0.6", {"hidden.2": sample})
+    for space, alone in (("hidden.2", coarse), ("hidden.3", fine)):
+        arrays, wanted = both.codings[space].arrays(), alone.codings[space].arrays()
+        assert all(np.array_equal(arrays[name], wanted[name]) for name in wanted)
+    assert not np.array_equal(both.codings["hidden.2"].arrays()["analysis"], both.codings["hidden.3"].arrays()["analysis"])
+
+
+def test_the_first_symbols_of_a_position_tell_of_the_later_ones() -> None:
+    """Positions that are large or small as a whole cost less than symbols that are known by column and token alone; and all come back."""
+    from aiflow_agents.wire.codecs.symbols import ans_bytes, ans_done, ans_reader, ans_writer
+
+    rng, columns = np.random.default_rng(0), 50
+
+    def drawn(n: int) -> np.ndarray:
+        return np.rint(rng.laplace(size=(n, columns)) * np.exp(-np.arange(columns) / 20) * rng.choice([0.3, 3.0], (n, 1))).astype(np.int64)
+
+    symbols, contexts, held = drawn(6000), np.zeros(6000, np.int64), drawn(500)
+    model = Contexts.fit(symbols, contexts, 3, 2)
+    entropy = sum(float(-(p * np.log2(p)).sum()) for p in (np.unique(column, return_counts=True)[1] / len(held) for column in held.T))
+    assert model.cost(held, contexts[:500]) / 500 < 0.93 * entropy
+    held[3, [0, 20, 49]] = 25, -4000, 40000  # beyond the counts, and beyond what an escape can say
+    coder = ans_writer()
+    for row in held[::-1]:
+        model.push(coder, row, 0)
+    body = ans_bytes(coder)
+    assert 8 * len(body) < model.cost(held, contexts[:500]) + 64
+    reader = ans_reader(body)
+    found = np.stack([model.pull(reader, 0) for _ in held])
+    ans_done(reader)
+    assert np.array_equal(found, np.clip(held, -(1 << 15), (1 << 15) - 1))
+
+
 def test_a_spec_has_one_way_to_be_written(make_sample: Make) -> None:
-    for spec, text in [("int:bits=8", "int8"), ("raw", "float16"), ("klt:by=variance,step=0.50+ans", "klt:step=0.5+ans"), ("hadamard:bits=4", "hadamard"), ("int:bits=3", "int:bits=3")]:
+    for spec, text in [("int:bits=8", "int8"), ("raw", "float16"), ("klt:by=variance,step=0.50+ans", "klt:step=0.5+ans"), ("hadamard:bits=4", "hadamard"), ("int:bits=3", "int:bits=3"),
+                       ("predict:step.3=0.60,step=0.7,step.1=0.7", "predict:step=0.7,step.3=0.6")]:  # fmt: skip
         assert parse(spec).text == text == parse(text).text
     with pytest.raises(UserError, match="fit\\(spec, samples\\)"):
         codec("int8")

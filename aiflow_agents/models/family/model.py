@@ -36,12 +36,8 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
         raise UserError(f"dtype '{dtype}' is not known; expected one of {', '.join(DTYPE_BYTES)}")
     if not Path(path).is_dir():
         raise UserError(f"no model folder at {path}")
-    config = DecoderConfig.read(path)
-    digest = hashlib.sha256(repr(config).encode() + (repr(config.vision).encode() if config.vision else b""))
-    for file in weight_files(path):
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    whole, at = digest.hexdigest(), ranks(path, keep)
+    config, digest, at = DecoderConfig.read(path), _digest(path), ranks(path, keep)
+    whole = digest.hexdigest()
     if at:
         digest.update(repr(sorted(at.items())).encode())
     return ModelInfo(
@@ -61,6 +57,20 @@ def _capabilities(config: DecoderConfig) -> frozenset[str]:
     if config.vision:  # its features are hidden states, but nobody resumes a draft from them
         return frozenset({"logprobs", "vision"})
     return frozenset({"logprobs", "logits", "hidden", "resume"} | ({"exits"} if len(config.exits) > 1 else set()))
+
+
+def weights_hash(path: str | Path) -> str:
+    """What `model_info` says of a model at full size, whatever codecs lie beside it: they may be what is to be made anew."""
+    return _digest(path).hexdigest()
+
+
+def _digest(path: str | Path) -> Any:
+    config = DecoderConfig.read(path)
+    digest = hashlib.sha256(repr(config).encode() + (repr(config.vision).encode() if config.vision else b""))
+    for file in weight_files(path):
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest
 
 
 def _codecs(folder: Path, weights_hash: str) -> tuple[Shipped, ...]:

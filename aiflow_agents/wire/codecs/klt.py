@@ -68,8 +68,9 @@ def basis(moment: Doubles, metric: Doubles) -> tuple[Floats, Floats, Floats]:
 
 
 def sensitivity(gradients: Floats) -> Doubles:
-    """How much the outputs mind an error in each direction, [width, width]: the gradients' second moment, with a floor, of mean 1."""
-    moment = gradients.T.astype(np.float64) @ gradients / len(gradients)
+    """How much the outputs mind an error in each direction, [width, width]: the second moment of gradients [..., width], with a floor, of mean 1."""
+    rows = gradients.reshape(-1, gradients.shape[-1])
+    moment = rows.T.astype(np.float64) @ rows / len(rows)
     mean = np.trace(moment) / len(moment)
     if not mean > 0:
         raise UserError("calibration: the gradients are all zero, so no direction matters to the output")

@@ -47,9 +47,9 @@ class Predict:
         predictor = fit_predictor(y, ids, present, vocab).rounded()
         left, contexts = left_by(predictor, y, ids)[present], context(ids, vocab, boundary)[present]
         sides = [contexts <= vocab, contexts > vocab]
-        if not all(side.sum() > 2 * len(mean) and gradients[side].any() for side in sides):
+        if not all(side.sum() > 2 * len(mean) and gradients[:, side].any() for side in sides):
             sides = [np.ones(len(left), bool)]
-        analysis, synthesis, variance = zip(*(basis(covariance(left[side]), sensitivity(gradients[side])) for side in sides), strict=True)
+        analysis, synthesis, variance = zip(*(basis(covariance(left[side]), sensitivity(gradients[:, side])) for side in sides), strict=True)
         spread = np.sqrt(sum(side.mean() * each.mean() for side, each in zip(sides, variance, strict=True)))
         step = np.float32(max(self.step * spread, 1e-12))
         gain = gains(gradients, contexts, 2 * (vocab + 1))
@@ -194,8 +194,11 @@ def left_by(predictor: Predictor, y: Floats, ids: Ints) -> Floats:
 
 
 def gains(gradients: Floats, contexts: Ints, count: int) -> Floats:
-    """Finer steps where the output minds more: the root of a context's mean squared gradient, relative to that of all, [count]."""
+    """Finer steps where the output minds more: the root of a context's mean squared gradient, relative to that of all, [count].
+
+    gradients: [draws, n, width]; contexts: [n].
+    """
     size, n = np.zeros(count), np.bincount(contexts, minlength=count)
-    np.add.at(size, contexts, (gradients.astype(np.float64) ** 2).sum(1))
+    np.add.at(size, contexts, (gradients.astype(np.float64) ** 2).sum(2).mean(0))
     mean = size.sum() / n.sum()
     return np.clip(np.sqrt((size / mean + PRIOR) / (n + PRIOR)), *GAINS).astype(np.float32)

@@ -1,4 +1,5 @@
 """Codecs by name: `raw:dtype=bfloat16`, `int8`, `klt:step=0.5+ans`. A name, its settings, and `+ans` where the symbols are entropy-coded.
+A number with a layer behind its name holds for that layer alone: `predict:step=0.65,step.3=0.6`.
 
     raw          float32, float16 or bfloat16                   hadamard     rotated, then integers
     int8, int4   integers, a scale a channel; int:bits=3        klt          by directions of variance; step=, bits=, rank=, by=output
@@ -39,6 +40,12 @@ class Spec(NamedTuple):
     text: str
     settings: Settings
     entropy: bool
+    layers: Mapping[int, Settings]  # of those that have settings of their own
+
+    def at(self, space: str) -> Settings:
+        """What holds for `hidden.3` or `key.0`."""
+        layer = space.rpartition(".")[2]
+        return self.layers.get(int(layer), self.settings) if layer.isdecimal() else self.settings
 
 
 def parse(spec: str) -> Spec:
@@ -50,29 +57,35 @@ def parse(spec: str) -> Spec:
     if name not in NAMES:
         raise UnknownName("codec", name, [*NAMES, *SHORT])
     kind = NAMES[name]
-    hints, values = get_type_hints(kind), {}
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    own: dict[int, dict[str, Any]] = {}  # of layers
     for pair in given.split(",") if given else ():
-        key, equals, value = pair.partition("=")
-        if key not in hints or not equals:
+        said, equals, value = pair.partition("=")
+        key, dot, layer = said.partition(".")
+        if key not in hints or not equals or dot and not (layer.isdecimal() and len(layer) < 5 and hints[key] in (int, float)):
             raise UserError(f"codec '{spec}': '{pair}' is no setting of {name}; it has {', '.join(f'{key}=' for key in hints)}")
-        values[key] = _value(spec, key, value, hints[key])
-    settings = kind(**values)
+        (own.setdefault(int(layer), {}) if dot else values)[key] = _value(spec, key, value, hints[key])
+    settings, layers = kind(**values), {layer: kind(**{**values, **others}) for layer, others in sorted(own.items())}
     if plus and name == "predict":
         raise UserError(f"codec '{spec}': predict is always entropy-coded; leave +ans out")
     chosen = [f.name for f in fields(kind) if getattr(settings, f.name) != f.default or (name, f.name) in ALWAYS]
-    text = ":".join([name, *filter(None, [",".join(f"{key}={_show(getattr(settings, key))}" for key in chosen)])])
-    return Spec({long: short for short, long in SHORT.items()}.get(text, text) + plus + suffix, settings, bool(plus))
+    shown = [f"{key}={_show(getattr(settings, key))}" for key in chosen]
+    for at, one in layers.items():
+        shown += [f"{f.name}.{at}={_show(getattr(one, f.name))}" for f in fields(kind) if getattr(one, f.name) != getattr(settings, f.name)]
+    text = ":".join([name, *filter(None, [",".join(shown)])])
+    return Spec({long: short for short, long in SHORT.items()}.get(text, text) + plus + suffix, settings, bool(plus), layers)
 
 
 def needs_fitting(spec: str) -> bool:
     """Whether a codec is fitted on states before it can be used."""
-    _, settings, entropy = parse(spec)
-    return not isinstance(settings, Raw) or entropy
+    found = parse(spec)
+    return not isinstance(found.settings, Raw) or found.entropy
 
 
 def codec(spec: str) -> Codec:
     """A codec that needs no calibration. Raises UserError for one that does: `fit` it, or `load` one that was fitted."""
-    text, settings, _ = parse(spec)
+    text, settings, *_ = parse(spec)
     if not isinstance(settings, Raw) or needs_fitting(text):
         raise UserError(f"codec '{text}' is fitted on states of a model: fit(spec, samples) does that, calibration.load(file) reads one that was")
     return Codec(text, {ANY: Unchanged(FloatFormat(settings.dtype))})
@@ -80,19 +93,21 @@ def codec(spec: str) -> Codec:
 
 def fit(spec: str, samples: Mapping[str, Sample]) -> Codec:
     """Fit a codec. samples: space -> states, where a space is `hidden.3` (the input of layer 3), `key.0` or `value.0`."""
-    text, settings, entropy = parse(spec)
+    found = parse(spec)
+    text, settings, entropy, _ = found
     if isinstance(settings, Raw) and not entropy:
         return codec(text)
     codings: dict[str, Coding] = {}
     for space, sample in samples.items():
-        fitted = FloatFormat(settings.dtype, sample.states.shape[1]) if isinstance(settings, Raw) else settings.fit(sample)
+        own = found.at(space)
+        fitted = FloatFormat(own.dtype, sample.states.shape[1]) if isinstance(own, Raw) else own.fit(sample)
         codings[space] = fitted if isinstance(fitted, Predictive) else Plain.fit(fitted, sample.states, entropy)
     return Codec(text, codings, text=TokenModel.fit(next(iter(samples.values()))) if isinstance(settings, Predict) else None)
 
 
 def restore(spec: str, spaces: Mapping[str, Stored]) -> Codec:
     """A fitted codec from stored arrays. Raises CalibrationError for arrays that do not fit."""
-    text, settings, entropy = parse(spec)
+    text, settings, entropy, _ = parse(spec)
     if isinstance(settings, Predict):
         codings = {space: Predictive.restore(stored) for space, stored in spaces.items() if space != TEXT}
         return Codec(text, codings, text=TokenModel.restore(spaces[TEXT]) if TEXT in spaces else None)

@@ -15,12 +15,12 @@ from aiflow_agents.wire.payload import Floats, Ints
 class Sample:
     """Calibration states, sequence after sequence, and what some codecs want besides.
 
-    gradients: of the log-probability of sampled next tokens, one row a position; their second moment says how much the output minds an error in a
-    direction (the Fisher information). token_ids: one a position. lengths: positions of each sequence.
+    gradients: of the log-probability of sampled next tokens, one row a position, drawn once or several times; their second moment says how much the
+    output minds an error in a direction (the Fisher information). token_ids: one a position. lengths: positions of each sequence.
     """
 
     states: Floats  # [n, width]
-    gradients: Floats | None = None  # [n, width]
+    gradients: Floats | None = None  # [n, width] or [draws, n, width]
     token_ids: Ints | None = None  # [n]
     lengths: Ints | None = None  # [sequences]
 
@@ -28,16 +28,17 @@ class Sample:
         if self.states.ndim != 2 or len(self.states) < 2 or not np.isfinite(self.states).all():
             raise UserError(f"calibration needs at least two finite states [n, width], not {list(self.states.shape)}")
         for name, array in (("gradients", self.gradients), ("token_ids", self.token_ids)):
-            if array is not None and len(array) != len(self.states):
-                raise UserError(f"calibration: {len(array)} {name} for {len(self.states)} states")
+            rows = len(self.states) if array is None else array.shape[-2] if name == "gradients" else len(array)
+            if rows != len(self.states):
+                raise UserError(f"calibration: {rows} {name} for {len(self.states)} states")
         if self.lengths is not None and self.lengths.sum() != len(self.states):
             raise UserError(f"calibration: sequences of {self.lengths.sum()} positions in all, {len(self.states)} states")
 
     def needed_gradients(self, codec: str) -> Floats:
-        """The gradients; `UserError` naming the codec that cannot do without them."""
+        """The gradients [draws, n, width]; `UserError` naming the codec that cannot do without them."""
         if self.gradients is None:
             raise UserError(f"codec '{codec}' is fitted with gradients of the outputs; this sample has none")
-        return self.gradients
+        return self.gradients.reshape(-1, *self.states.shape)
 
     def padded(self, codec: str) -> tuple[Floats, Ints, NDArray[np.bool_]]:
         """States [sequences, positions, width], token ids and which places are not padding, both [sequences, positions].
