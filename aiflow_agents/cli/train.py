@@ -97,7 +97,8 @@ def train(
         return
     for entry in done:
         score = entry["card"]["measured"] if "card" in entry else None
-        hearing = f", {score['heard']['overall']['accuracy']:.1%} hearing its peers" if score and "heard" in score else ""
+        ways = {"heard": "hearing", "asking": "asking"}
+        hearing = "".join(f", {score[key]['overall']['accuracy']:.1%} {way} its peers" for key, way in ways.items() if score and key in score)
         right = f": {score['alone']['overall']['accuracy']:.1%} of test questions right alone{hearing}" if score else ""
         typer.echo(f"{entry['folder']}{right}")
 
