@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.evals import verdict
+from aiflow_agents.evals import measures, verdict
 from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
@@ -219,7 +219,6 @@ class Evaluation:
     def _summary(self, arms: Sequence[Arm], tasks: Sequence[Task], trial: DevTrial, best: str | None, folder: RunFolder) -> dict[str, Any]:
         kinds = {arm.name: arm.kind for arm in arms} | {"oracle": "rival"}
         rows = {name: [[folder.samples[name, task.id, r] for r in range(self.repeats)] for task in tasks] for name in kinds}
-        judged = judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed)
         learned = {arm.name: arm.topology.learned() for arm in arms if arm.kind != "member"}
         return {
             "schema": SCHEMA,
@@ -235,11 +234,10 @@ class Evaluation:
             "n_tasks": len(tasks),
             "n_dev": len(trial.tasks),
             "repeats": self.repeats,
-            "arms": judged["arms"],
             "best_member": {"arm": trial.best_member, "chosen_on": "dev"},
             "best_topology": {"arm": best, "chosen_on": "dev"} if best else None,
             "learned": learned,
-            "verdicts": judged["verdicts"],
+            **judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed, folder=folder),
         }
 
 
@@ -258,13 +256,18 @@ def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: R
     return rows
 
 
-def judge_samples(rows: Mapping[str, Sequence[Sequence[Sample]]], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None,
-                  seed: int) -> dict[str, Any]:
-    """What a summary says by marks alone: `arms` and `verdicts`. rows[arm][task] are the samples of its repeats."""
+def judge_samples(
+    rows: Mapping[str, Sequence[Sequence[Sample]]], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None, seed: int,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """What a summary says by marks and traces alone: `arms`, `measures` (of all members) and `verdicts`. rows[arm][task] are the samples of its repeats."""
     scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
     verdicts = verdict.judge(scores, kinds, best_member=best_member, best_topology=best_topology, oracle="oracle", seed=seed)
-    arms = {name: _arm(kinds[name], [s for per_task in rows[name] for s in per_task], scores[name]) for name in kinds}
-    return {"arms": arms, "verdicts": [asdict(row) for row in verdicts]}
+    flat = {name: [sample for repeats in per_task for sample in repeats] for name, per_task in rows.items()}
+    members = [name for name in kinds if kinds[name] == "member"]
+    measured = measures.measure(flat, members, best_member, measures.read_traces(folder.path / "trace.jsonl"))
+    arms = {name: _arm(kinds[name], flat[name], scores[name]) | {"measures": measured[name]} for name in kinds}
+    return {"arms": arms, "measures": measures.of_members(flat, members), "verdicts": [asdict(row) for row in verdicts]}
 
 
 def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray) -> dict[str, Any]:

@@ -56,6 +56,13 @@ def test_complementary_specialists_beat_every_member(room: Any, specialists: Any
 def test_the_folder_holds_what_was_promised(room: Any, specialists: Any) -> None:
     summary, folder = specialists.summary, specialists.folder
     assert json.loads((folder / "summary.json").read_text()) == summary
+    best, weighted = summary["best_member"]["arm"], summary["arms"]["weighted"]["measures"]
+    row = next(v for v in summary["verdicts"] if (v["arm"], v["against"]) == ("weighted", "members"))
+    assert weighted["synergy"]["strong"] == pytest.approx(row["delta"]) and weighted["capture"] == pytest.approx(row["capture"][0])
+    assert (weighted["flips"]["wrong_to_right"], weighted["flips"]["right_to_wrong"]) == (row["wins"] / 45, row["losses"] / 45)
+    assert weighted["message_density"] == 0 and weighted["traced"] == runner.TRACED and weighted["coordination_overhead"] == 2
+    assert summary["arms"]["self-talk"]["measures"]["message_density"] == 0.5, "the second of two calls hears the first"
+    assert summary["arms"][best]["measures"]["error_amplification"] == 1 and summary["measures"]["co_failure"] == 1 - summary["arms"]["oracle"]["accuracy"]
     assert {"schema", "run_id", "suite", "seed", "split", "git", "packages", "n_tasks", "arms", "best_member", "best_topology", "verdicts"} <= {*summary}
     assert (summary["suite"], summary["seed"], summary["split"], summary["n_tasks"], summary["run_id"]) == ("quiz", 0, "test", 45, folder.name)
     members, topologies = {"ann", "bob", "cid"}, {"majority", "weighted", "router"}
