@@ -105,7 +105,7 @@ def try_world(world: World, runs: int, seed: int) -> dict[str, Any]:
     chosen on dev; `false_beats_rival` runs in which that one is said to beat a rival that is as good; `false_loses` runs in which a topology at
     least as good as the chosen member is said to lose. `covered`: shares of intervals that hold the truth.
     """
-    rng = np.random.default_rng((seed, runs, *world.shares.view(np.uint64)[:2], world.tasks, round(1000 * world.discordance), len(world.gains)))
+    rng = _dice(world, runs, seed)
     dev, test = Runs.draw(world, world.dev, runs, rng), Runs.draw(world, world.tasks, runs, rng)
     found, both, only = judged(dev, test, rng)
     truth = world.accuracies[found.team] - np.array(world.members)[found.member]
@@ -117,7 +117,7 @@ def try_world(world: World, runs: int, seed: int) -> dict[str, Any]:
                ("false_loses", loses.any(axis=1)))}  # fmt: skip
     right = test.right[np.arange(runs), found.team].sum(axis=1)
     covered: dict[str, float | None] = {
-        "difference": float(((found.interval[0] <= truth) & (truth <= found.interval[1])).mean()),
+        "difference": _covers(found.interval, truth),
         "accuracy": _covers(statistics.wilson(right, world.tasks), world.accuracies[found.team]),
     }
     if len(world.gains) == 3 and runs >= SHARE:
@@ -127,6 +127,12 @@ def try_world(world: World, runs: int, seed: int) -> dict[str, Any]:
         "world": world.name, "tasks": world.tasks, "discordance": world.discordance, "topologies": len(world.gains), "runs": runs, **shares,
         "covered": covered, "written_out": len(compared), "same": all(compared),
     }  # fmt: skip
+
+
+def _dice(world: World, runs: int, seed: int) -> np.random.Generator:
+    """Other chance in every world, the same whichever worlds were tried before."""
+    shares = (*world.members, world.discordance, *(1 + gain for gain in world.gains))
+    return np.random.default_rng((seed, runs, world.tasks, *(round(1000 * share) for share in shares)))
 
 
 def _covers(interval: tuple[np.ndarray, np.ndarray], truth: np.ndarray) -> float:
@@ -142,8 +148,7 @@ def _capture(world: World, test: Runs, found: Judged, runs: int) -> float | None
     missed, extra = ((n - own) * (oracle - best)).sum(axis=1), own @ ~oracle
     true = ((world.right[found.team[:runs]] - best) @ world.shares) / ((oracle - best) @ world.shares)
     given = (won + missed) / world.tasks >= statistics.HEADROOM - 1e-12
-    low, high = statistics.captured(*(count[given] for count in (lost, won, missed, extra)))
-    return float(((low <= true[given]) & (true[given] <= high)).mean()) if given.any() else None
+    return _covers(statistics.captured(*(count[given] for count in (lost, won, missed, extra))), true[given]) if given.any() else None
 
 
 def _same_as_the_judge(world: World, test: Runs, found: Judged, run: int, both: np.ndarray, only: np.ndarray, rng: np.random.Generator) -> bool:
@@ -168,7 +173,7 @@ def try_graded(world: World, runs: int, seed: int, repeats: int = 2) -> dict[str
     A task of a class is answered right with 0.15 plus 0.7 of what `world` says, so answers to one task differ, and gains are 0.7 of its.
     Returns what `try_world` does, of topologies against the members.
     """
-    rng = np.random.default_rng((seed, runs, world.tasks, round(1000 * world.discordance), repeats))
+    rng = _dice(world, runs, seed)
     dev, test = Runs.draw(world, world.dev, runs, rng), Runs.draw(world, world.tasks, runs, rng)
     member, team = (chosen(scores, np.arange(scores.shape[1])) for scores in dev.scores)
     chances = {f"member-{m}": world.patterns[:, m] for m in range(len(world.members))} | {f"topology-{t}": row for t, row in enumerate(world.right)}
@@ -192,7 +197,7 @@ def try_graded(world: World, runs: int, seed: int, repeats: int = 2) -> dict[str
 
 def try_power(world: World, runs: int, seed: int) -> dict[str, Any]:
     """How often the first topology is said to beat every member, beside the exact probability of it."""
-    rng = np.random.default_rng((seed, runs, world.tasks, *(round(1000 * share) for share in (*world.members, world.discordance, *world.gains))))
+    rng = _dice(world, runs, seed)
     dev, test = Runs.draw(world, world.dev, runs, rng), Runs.draw(world, world.tasks, runs, rng)
     found, _, _ = judged(dev, test, rng)
     rate, exact = float((found.says[:, 0] == 1).mean()), shown_exactly(world, ALPHA)
@@ -214,8 +219,9 @@ def try_pvalues(seed: int) -> dict[str, float | None]:
     found["mcnemar: scipy"] = max(abs(p - binomtest(int(b), int(b + c)).pvalue) for p, (b, c) in zip(ours, pairs, strict=True))
     differences = [rng.integers(-4, 5, size=k) / 4 for k in (3, 6, 9, 12)]
     found["permutation: scipy"] = max(
-        abs(statistics.paired_permutation(d, np.zeros(len(d)), seed) - permutation_test((d, np.zeros(len(d))), lambda x, y: np.mean(x - y),
-            permutation_type="samples", n_resamples=2**13).pvalue) for d in differences if d.any())  # fmt: skip
+        abs(statistics.paired_permutation(d, np.zeros(len(d)), seed) - float(permutation_test(
+            (d, np.zeros(len(d))), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=2**13).pvalue))
+        for d in differences if d.any())  # fmt: skip
     families = [rng.random(k) ** 3 for k in (1, 2, 3, 5, 9, 20)]
     try:
         from statsmodels.stats.contingency_tables import mcnemar

@@ -36,7 +36,8 @@ class Side:
 def read_side(given: str) -> Side:
     """`RUN`, `RUN:ARM`, or several of them with commas between, which count as one side. Without an arm it is the run's best topology, or, where
     no topology was run, its best member. Raises UserError for what is no finished run, or has no such arm."""
-    runs, arms, found = [], [], defaultdict(list)
+    runs, arms = [], []
+    found: dict[Key, list[list[float]]] = defaultdict(list)
     for part in [given] if Path(given).exists() else given.split(","):
         path, arm = _split(part.strip())
         summary = _summary(path)
