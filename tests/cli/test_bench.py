@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aiflow_agents.bench import engine, overhead
@@ -88,3 +89,19 @@ def test_a_mistake_is_one_line(words: list[str], said: str, capsys: pytest.Captu
     assert main(["bench", *words]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and said in captured.err and captured.err.count("\n") == 1
+
+
+def test_the_judge_on_trial_passes_or_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from aiflow_agents.bench import judge, worlds
+    from aiflow_agents.evals import statistics
+
+    far = worlds.World("far", 200, 0.4, (0.6, 0.4), (0.0,) * 9)
+    monkeypatch.setattr(judge, "worlds", lambda: [far])
+    monkeypatch.setattr(judge, "power_worlds", lambda: [worlds.World("one", 40, 0.4, (0.6,), (0.2,), rivals=0)])
+    assert main(["bench", "judge", "--runs", "3000", "--worlds", "--display", "none"]) == 0
+    out = capsys.readouterr().out
+    assert "MISSED" not in out and "passed  power: at most" in out and "\nfar   " in out
+    monkeypatch.setattr(statistics, "iut", lambda p: np.asarray(p).min(axis=-1))  # content with being better than any member
+    assert main(["bench", "judge", "--runs", "1000", "--json", "--display", "none"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in found["criteria"] if not one["passed"]][0] == "false `beats`, any topology"
