@@ -228,6 +228,17 @@ def stage(two_nodes: Any) -> Stage:
     return Stage(two_nodes)
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real Chromium; skips where there is none."""
+    from aiflow_agents.bench.browser import Browser, missing
+
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    with Browser() as started:
+        yield started
+
+
 class Room:
     """A current directory of its own: a suite whose truth is known, and three members whose models know what `room.knows` says.
 

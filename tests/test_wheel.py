@@ -82,7 +82,7 @@ def test_the_wheel_holds_all_that_is_read_and_nothing_that_is_private(wheel: Pat
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("aiflow_agents", *FOLDERS):
         target = "" if folder == "aiflow_agents" else "aiflow_agents/library/"
-        files = [file.relative_to(CHECKOUT) for file in (CHECKOUT / folder).rglob("*") if file.suffix in (".py", ".yaml", ".safetensors")]
+        files = [file.relative_to(CHECKOUT) for file in (CHECKOUT / folder).rglob("*") if file.suffix in (".py", ".yaml", ".safetensors", ".j2", ".css", ".js")]
         wanted = {target + file.as_posix() for file in files if not any(part.startswith(("__", "checkpoint", ".")) for part in file.parts[:-1])}
         assert wanted <= held, f"missing from the wheel: {sorted(wanted - held)}"
     assert not [name for name in held for word in (".env", "__pycache__", "checkpoints/", "checkpoint-", ".ipynb", ".pt") if word in name]

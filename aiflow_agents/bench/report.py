@@ -1,8 +1,9 @@
 """How long a large run's report takes to draw and to open: a made-up run of many tasks and arms, and a real browser that loads its page.
 
-Seconds are the browser's own, from the start of the navigation (Navigation Timing, W3C): `load_s` to the end of the `load` event, `drawn_s` until the
-frame after the scripts have run, when the page can be read and used. On a busy machine most of that is waiting: `cpu_s` is what the main thread of the
-page computed until then, and `blank_s` what an empty page takes beside it. `search_s` is one search through all questions, with the list drawn again.
+Seconds are the browser's own, from the start of the navigation (Navigation Timing, W3C): `load_s` to the end of the `load` event, `drawn_s` until
+the frame after the scripts have run, when the page can be read and used. On a busy machine most of that is waiting: `cpu_s` is what the main thread
+of the page computed until then, and `blank_s` what an empty page takes beside it. `search_s` is one search through all questions, with the list
+drawn again.
 """
 
 from __future__ import annotations

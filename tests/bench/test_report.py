@@ -6,12 +6,11 @@ import json
 
 import pytest
 
-from aiflow_agents.bench import browser, report
-from aiflow_agents.bench.browser import Browser, missing
+from aiflow_agents.bench import browser as module
+from aiflow_agents.bench import report
+from aiflow_agents.bench.browser import missing
 from aiflow_agents.cli.main import main
 from aiflow_agents.evals.report import write_report
-
-here = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 @pytest.mark.parametrize("n_arms", [8, 20])
@@ -26,7 +25,7 @@ def test_the_made_up_run_has_so_many_arms_and_tasks(tmp_path, n_arms):
 
 
 @pytest.mark.browser
-@here
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_it_is_opened_and_measured(tmp_path, capsys):
     assert main(["bench", "report", "--tasks", "40", "--arms", "8", "--repeats", "1", "--keep", str(tmp_path / "run"), "--display", "none", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -36,15 +35,14 @@ def test_it_is_opened_and_measured(tmp_path, capsys):
 
 
 @pytest.mark.browser
-@here
-def test_an_error_on_the_console_is_told(tmp_path):
+def test_an_error_on_the_console_is_told(tmp_path, browser):
     page = tmp_path / "page.html"
     page.write_text(report.BLANK + '<div id="tasks"><input type="search"><div class="list"><div class="row"></div></div></div><script>nonsense()</script>')
-    with Browser() as started, pytest.raises(RuntimeError, match="nonsense is not defined"):
-        report.opened(started, page)
+    with pytest.raises(RuntimeError, match="nonsense is not defined"):
+        report.opened(browser, page)
 
 
 def test_without_a_browser_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(browser.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
     assert main(["bench", "report", "--display", "none"]) == 2
     assert "apt-get install chromium chromium-driver" in capsys.readouterr().err

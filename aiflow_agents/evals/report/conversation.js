@@ -29,7 +29,7 @@ function messageList(conversation, pick) {
     const heard = [...new Set(message.heard.map((id) => author.get(id) ?? "someone"))];
     const head = [el("b", { class: tierClass(message.node) }, message.who), el("span", {}, ` at ${message.node} · ${quantity(message.at, "s")}`),
       message.confidence === null ? null : el("span", {}, ` · ${Math.round(100 * message.confidence)} % sure`)];
-    return el("li", { class: message.who === "user" ? "asked" : "" },
+    return el("li", {},
       pick ? el("button", { type: "button", class: "head", "aria-label": `${message.who}, at ${quantity(message.at, "s")}: go there`, click: () => pick(message.at) }, head)
         : el("div", { class: "head" }, head),
       el("div", { class: "text" }, message.text || "(no text)"),

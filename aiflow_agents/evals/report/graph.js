@@ -31,6 +31,9 @@ function boxesOf(graph, width) {
   return { boxes, height: y - 96 };
 }
 
+// So many edges can have their bytes beside them; with more, those of one node are shown at a time.
+const crowd = (width) => (width < 600 ? 10 : 32);
+
 const isLevel = (a, b) => Math.abs(a.y - b.y) < 1;
 
 // The curve of one way: {start, control, end}. Both ways of a pair bend apart; neighbours on one row talk underneath it.
@@ -55,7 +58,7 @@ function edgeOf(edge, boxes, most, labelled) {
 
 function graphDrawing(arm, width) {
   const graph = RUN.graphs[arm], { boxes, height } = boxesOf(graph, width);
-  const most = Math.max(1, ...graph.edges.map((edge) => edge[3])), labelled = graph.edges.length <= 14;
+  const most = Math.max(1, ...graph.edges.map((edge) => edge[3])), labelled = graph.edges.length <= crowd(width);
   const curves = graph.edges.map(([src, dst]) => curveOf(boxes.get(src), boxes.get(dst)));
   const lowest = Math.max(height, ...curves.map(({ start, control, end }) => (start[1] + 2 * control[1] + end[1]) / 4 + 12)) + 8;
   const edges = graph.edges.map((edge) => edgeOf(edge, boxes, most, labelled));
@@ -82,7 +85,7 @@ function drawGraph(root) {
     figure.replaceChildren(graphDrawing(arm, Math.max(300, Math.min(figure.clientWidth - 24, 860))));
     note.replaceChildren(`${quantity(total, "B")} a question over ${plural(graph.edges.length, "edge")}, on average over ${plural(graph.tasks, "question")} whose traces were kept. `,
       "Bytes are counted once from end to end; the tables count them on every link in between. ",
-      graph.edges.length > 14 ? "Point at a node, or tab to it, to read its edges." : "");
+      graph.edges.length > crowd(figure.clientWidth) ? "Point at a node, or tab to it, to read its edges." : "");
     rows.replaceChildren(...[...graph.edges].sort((a, b) => b[3] - a[3]).map(([src, dst, moves, nbytes]) => el("tr", {},
       el("th", { scope: "row" }, `${src} → ${dst}`), el("td", {}, String(Number(moves.toPrecision(3)))), el("td", {}, quantity(nbytes, "B")))));
   }

@@ -49,7 +49,8 @@ def write_report(run_folder: Path) -> Path:
     page = template.render(
         generator=_generator(), script=Markup(script), script_hash=_hash(script), style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         data=embedded(data), cut=data["cut"], left_out=data["conversations"]["left_out"],
-        has_traces=bool(conversations.spans), has_tasks=bool(samples.tasks), summary=summary, sentence=sentence(summary), headline=_headline(summary), team_row=_team_row(summary), groups=_groups(summary),
+        has_traces=bool(conversations.spans), has_tasks=bool(samples.tasks), summary=summary, sentence=sentence(summary),
+        headline=_headline(summary), team_row=_team_row(summary), groups=_groups(summary),
         chosen={chosen(summary, role): role for role in ("best_member", "best_topology")}, reference=_reference(summary),
         plots=[{"key": key, "title": title, "frames": [scatter(summary, key, title, unit, frame) for frame in FRAMES]} for key, title, unit in COSTS],
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),

@@ -74,7 +74,8 @@ class Samples:
         """The tasks and what each arm answered, for the page's scripts.
 
         `said[t]` are the different answers to task t; for each arm `answered` has a character per task, the place of its answer (in its first repeat)
-        among them, and `scored` one for its mean score: 0 to 60 sixtieths, "!" if it failed, "-" where there is none. Texts end after `cut` characters.
+        among them, and `scored` one for its mean score: 0 to 60 sixtieths, "!" if it failed, "-" where there is none. Texts end after `cut`
+        characters.
         """
         tags = {tag: i for i, tag in enumerate(sorted({tag for task in self.tags for tag in task}))}
         said: list[list[str]] = [[] for _ in self.tasks]

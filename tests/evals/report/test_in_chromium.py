@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from aiflow_agents.bench.browser import Browser, missing
 from aiflow_agents.evals.report import write_report
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = pytest.mark.browser
 
 EVIL = '</script><script>document.title = "broken"</script><img src=x onerror="document.title=\'broken\'">'
 
@@ -23,12 +22,6 @@ def page(tmp_path_factory, made):
     (folder / "config.json").write_text(json.dumps({"suite": "specialists", "network": "home-wifi", "seed": 0}))
     add_traces(folder, note=EVIL)
     return write_report(folder)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as started:
-        yield started
 
 
 @pytest.fixture
