@@ -47,21 +47,29 @@ function curveOf(a, b) {
   return { start: border(a, ...control, 0), control, end: border(b, ...control, 4) };
 }
 
-function edgeOf(edge, boxes, most, labelled) {
-  const [src, dst, moves, nbytes] = edge, { start, control, end } = curveOf(boxes.get(src), boxes.get(dst));
-  const at = (i, t = 0.38) => (1 - t) ** 2 * start[i] + 2 * t * (1 - t) * control[i] + t * t * end[i]; // nearer to where it comes from
+// Where on its curve a label lies clear of those `placed` before it, nearer to where the messages come from if it can; it is added to them.
+function labelPlace({ start, control, end }, width, placed) {
+  const at = (t) => [0, 1].map((i) => (1 - t) ** 2 * start[i] + 2 * t * (1 - t) * control[i] + t * t * end[i]);
+  const clear = ([x, y]) => placed.every((box) => Math.abs(box.x - x) > (box.width + width) / 2 || Math.abs(box.y - y) > 11);
+  const [x, y] = [0.38, 0.46, 0.3, 0.54, 0.22, 0.62, 0.7].map(at).find(clear) ?? at(0.38);
+  placed.push({ x, y, width });
+  return { x, y: y + 4 };
+}
+
+function edgeOf(edge, boxes, most, labelled, placed) {
+  const [src, dst, moves, nbytes] = edge, curve = curveOf(boxes.get(src), boxes.get(dst)), { start, control, end } = curve, text = quantity(nbytes, "B");
   return svg("g", { class: `edge ${tierClass(src)}${labelled ? " labelled" : ""}`, "data-ends": `${src} ${dst}` },
-    svg("title", {}, `${src} → ${dst}: ${quantity(nbytes, "B")} in ${Number(moves.toPrecision(3))} messages per question`),
+    svg("title", {}, `${src} → ${dst}: ${text} in ${Number(moves.toPrecision(3))} messages per question`),
     svg("path", { d: `M${start}Q${control} ${end}`, "stroke-width": 1 + 4 * Math.sqrt(nbytes / most), "marker-end": "url(#arrow)" }),
-    svg("text", { x: at(0), y: at(1) + 4, "text-anchor": "middle" }, quantity(nbytes, "B")));
+    svg("text", { ...labelPlace(curve, 6.4 * text.length + 4, placed), "text-anchor": "middle" }, text));
 }
 
 function graphDrawing(arm, width) {
   const graph = RUN.graphs[arm], { boxes, height } = boxesOf(graph, width);
-  const most = Math.max(1, ...graph.edges.map((edge) => edge[3])), labelled = graph.edges.length <= crowd(width);
+  const most = Math.max(1, ...graph.edges.map((edge) => edge[3])), labelled = graph.edges.length <= crowd(width), placed = [];
   const curves = graph.edges.map(([src, dst]) => curveOf(boxes.get(src), boxes.get(dst)));
   const lowest = Math.max(height, ...curves.map(({ start, control, end }) => (start[1] + 2 * control[1] + end[1]) / 4 + 12)) + 8;
-  const edges = graph.edges.map((edge) => edgeOf(edge, boxes, most, labelled));
+  const edges = graph.edges.map((edge) => edgeOf(edge, boxes, most, labelled, placed));
   const near = (node) => edges.forEach((edge) => edge.classList.toggle("near", node !== null && edge.dataset.ends.split(" ").includes(node)));
   const groups = [...boxes.values()].map((box) => svg("g", {
     class: `node ${tierClass(box.node)}`, tabindex: 0, role: "img", "aria-label": `${box.node}, ${tier(box.node) || "somewhere"}: ${box.members.map(([, who]) => who).join(", ") || "no member"}`,
