@@ -1,7 +1,8 @@
 // --- browser.js: every question, what each arm answered, and what was said ----------------------------------------------------------------
 
 const ROW = 44; // pixels of a row; only rows in sight exist
-const OUTCOMES = [["", "all"], ["right", "right"], ["wrong", "wrong"], ["fixed", "fixed (the best member was wrong)"], ["broken", "broken (the best member was right)"], ["failed", "failed"],
+const OUTCOMES = [["", "all"], ["right", "right"], ["wrong", "wrong"], ["fixed", "fixed (the best member was wrong)"], ["broken",
+  "broken (the best member was right)"], ["failed", "failed"],
   ["kept", "with a kept conversation"]];
 
 function hasOutcome(arm, task, outcome) {
@@ -30,7 +31,8 @@ function taskDetail(task, arm) {
   const talk = el("div"), kept = armOptions((one) => KEPT.has(`${one} ${task}`));
   function talkOf(one) {
     talk.replaceChildren(messageList(conversationOf(one, task), null).list, openTimeline ?
-      el("button", { type: "button", click: () => { openTimeline(one, task); document.getElementById("timeline").scrollIntoView(); } }, "Show on the timeline") : "");
+      el("button", { type: "button", click: () => { openTimeline(one, task); document.getElementById("timeline").scrollIntoView(); } },
+        "Show on the timeline") : "");
   }
   const first = kept.find(([one]) => one === arm) ?? kept[0];
   if (first) talkOf(first[0]);
@@ -39,8 +41,10 @@ function taskDetail(task, arm) {
     el("p", { class: "question" }, question(task)),
     el("p", {}, "Expected ", el("b", {}, RUN.tasks.expected[task] ?? "unknown")),
     el("ul", { class: "answers" }, [...groups.values()].sort((a, b) => b.share - a.share || b.arms.length - a.arms.length).map((group) => el("li", {},
-      el("span", { class: verdict(group.share) }, mark(group.share)), el("div", {}, el("div", { class: "said-text" }, group.text), el("div", { class: "chips" }, group.arms.map(chip)))))),
-    first ? select("Conversation of", kept, first[0], (value) => talkOf(Number(value))).root : el("p", { class: "note" }, "Conversations were kept of the first questions only."),
+      el("span", { class: verdict(group.share) }, mark(group.share)), el("div", {}, el("div", { class: "said-text" }, group.text), el("div",
+        { class: "chips" }, group.arms.map(chip)))))),
+    first ? select("Conversation of", kept, first[0], (value) => talkOf(Number(value))).root : el("p", { class: "note" },
+      "Conversations were kept of the first questions only."),
     talk,
   ];
 }
@@ -50,9 +54,11 @@ let browse = () => {}; // ({arm, outcome, tag}): shows those questions; there on
 function drawBrowser(root) {
   const wanted = { arm: RUN.best_topology ?? RUN.best_member ?? 0, outcome: "", tag: "", words: [] };
   let found = [], chosen = -1; // tasks that are wanted, and the place of the open one among them
-  const space = el("div", { class: "rows" }), total = el("p", { class: "note", role: "status" }), detail = el("div", { class: "detail", tabindex: 0, role: "region", "aria-label": "The chosen question" });
+  const space = el("div", { class: "rows" }), total = el("p", { class: "note", role: "status" }), detail = el("div", { class: "detail", tabindex: 0,
+    role: "region", "aria-label": "The chosen question" });
   const list = el("div", { class: "list", tabindex: 0, role: "listbox", "aria-label": "Questions", scroll: () => rows(), keydown: (event) => {
-    const page = Math.floor(list.clientHeight / ROW), step = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity }[event.key];
+    const page = Math.floor(list.clientHeight / ROW), step = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity,
+      End: Infinity }[event.key];
     if (step === undefined) return;
     event.preventDefault();
     open(Math.min(Math.max(chosen + step, 0), found.length - 1));
@@ -63,8 +69,10 @@ function drawBrowser(root) {
     space.style.height = `${found.length * ROW}px`;
     space.replaceChildren(...found.slice(first, last).map((task, i) => {
       const place = first + i, share = score(wanted.arm, task);
-      return el("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": String(place === chosen), "aria-posinset": place + 1, "aria-setsize": found.length, style: `top:${place * ROW}px`, click: () => open(place) },
-        el("span", { class: verdict(share) }, mark(share)), el("span", { class: "line" }, question(task)), el("span", { class: "tag" }, RUN.tags[RUN.tasks.tags[task][0]] ?? ""));
+      return el("div", { class: "row", role: "option", id: `row-${place}`, "aria-selected": String(place === chosen), "aria-posinset": place + 1,
+        "aria-setsize": found.length, style: `top:${place * ROW}px`, click: () => open(place) },
+        el("span", { class: verdict(share) }, mark(share)), el("span", { class: "line" }, question(task)), el("span", { class: "tag" },
+          RUN.tags[RUN.tasks.tags[task][0]] ?? ""));
     }));
   }
   function open(place) {
@@ -80,7 +88,8 @@ function drawBrowser(root) {
   function filter() {
     found = [];
     for (let task = 0; task < TASKS; task += 1) {
-      if (hasOutcome(wanted.arm, task, wanted.outcome) && (wanted.tag === "" || RUN.tasks.tags[task].includes(Number(wanted.tag))) && matches(task, wanted.words)) found.push(task);
+      if (hasOutcome(wanted.arm, task, wanted.outcome) && (wanted.tag === "" || RUN.tasks.tags[task].includes(Number(wanted.tag))) && matches(task,
+        wanted.words)) found.push(task);
     }
     total.textContent = found.length === TASKS ? plural(TASKS, "question") : `${count(found.length)} of ${plural(TASKS, "question")}`;
     chosen = -1;
@@ -90,7 +99,8 @@ function drawBrowser(root) {
     if (found.length) open(0);
     else detail.replaceChildren(el("p", { class: "note" }, "No question is like that."));
   }
-  const search = el("input", { type: "search", placeholder: "question, answer, id", input: () => { wanted.words = search.value.toLowerCase().split(/\s+/).filter(Boolean); filter(); } });
+  const search = el("input", { type: "search", placeholder: "question, answer, id",
+    input: () => { wanted.words = search.value.toLowerCase().split(/\s+/).filter(Boolean); filter(); } });
   const fields = {
     arm: select("Arm", armOptions(() => true), wanted.arm, (value) => { wanted.arm = Number(value); filter(); }),
     outcome: select("Outcome", OUTCOMES, "", (value) => { wanted.outcome = value; filter(); }),
@@ -104,7 +114,8 @@ function drawBrowser(root) {
     document.getElementById("tasks").scrollIntoView();
     list.focus({ preventScroll: true });
   };
-  root.replaceChildren(el("div", { class: "controls" }, el("label", { class: "field wide" }, el("span", {}, "Search"), search), Object.values(fields).map((field) => field.root)), total,
+  root.replaceChildren(el("div", { class: "controls" }, el("label", { class: "field wide" }, el("span", {}, "Search"), search),
+    Object.values(fields).map((field) => field.root)), total,
     el("div", { class: "browser" }, list, detail));
   filter();
   redrawn(list, rows);

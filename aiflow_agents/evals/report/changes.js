@@ -34,7 +34,8 @@ function drawChanges(root) {
   function pick(chosen) {
     left.replaceChildren(head("arm"), ...arms.flatMap((arm, i) => {
       const kind = RUN.arms[arm].kind, row = changeRow(
-        el("button", { type: "button", class: `name ${kind}`, "aria-pressed": String(arm === chosen), title: RUN.arms[arm].name, click: () => { pick(arm); left.querySelector("[aria-pressed=true]").focus(); } },
+        el("button", { type: "button", class: `name ${kind}`, "aria-pressed": String(arm === chosen), title: RUN.arms[arm].name,
+          click: () => { pick(arm); left.querySelector("[aria-pressed=true]").focus(); } },
           RUN.arms[arm].name), all.get(arm), most, (outcome) => browse({ arm, outcome, tag: "" }));
       const first = i === 0 || RUN.arms[arms[i - 1]].kind !== kind;
       return first ? [el("div", { class: "change-kind" }, KINDS[kind] ?? kind), row] : [row];

@@ -4,7 +4,8 @@
 function messagesOf(conversation) {
   const found = new Map();
   for (const span of conversation.spans) {
-    const known = found.get(span.message) ?? { id: span.message, who: span.who, node: span.node, at: Infinity, text: span.text, heard: [], confidence: null, ways: [] };
+    const known = found.get(span.message) ?? { id: span.message, who: span.who, node: span.node, at: Infinity, text: span.text, heard: [],
+      confidence: null, ways: [] };
     if (span.move) {
       known.ways.push(span);
       known.at = Math.min(known.at, span.start);
@@ -30,7 +31,8 @@ function messageList(conversation, pick) {
     const head = [el("b", { class: tierClass(message.node) }, message.who), el("span", {}, ` at ${message.node} · ${quantity(message.at, "s")}`),
       message.confidence === null ? null : el("span", {}, ` · ${Math.round(100 * message.confidence)} % sure`)];
     return el("li", {},
-      pick ? el("button", { type: "button", class: "head", "aria-label": `${message.who}, at ${quantity(message.at, "s")}: go there`, click: () => pick(message.at) }, head)
+      pick ? el("button", { type: "button", class: "head", "aria-label": `${message.who}, at ${quantity(message.at, "s")}: go there`,
+        click: () => pick(message.at) }, head)
         : el("div", { class: "head" }, head),
       el("div", { class: "text" }, message.text || "(no text)"),
       el("div", { class: "note" }, heard.length ? `having heard ${heard.join(", ")} · ` : "", waysText(message.ways)));

@@ -72,14 +72,16 @@ function graphDrawing(arm, width) {
   const edges = graph.edges.map((edge) => edgeOf(edge, boxes, most, labelled, placed));
   const near = (node) => edges.forEach((edge) => edge.classList.toggle("near", node !== null && edge.dataset.ends.split(" ").includes(node)));
   const groups = [...boxes.values()].map((box) => svg("g", {
-    class: `node ${tierClass(box.node)}`, tabindex: 0, role: "img", "aria-label": `${box.node}, ${tier(box.node) || "somewhere"}: ${box.members.map(([, who]) => who).join(", ") || "no member"}`,
+    class: `node ${tierClass(box.node)}`, tabindex: 0, role: "img",
+      "aria-label": `${box.node}, ${tier(box.node) || "somewhere"}: ${box.members.map(([, who]) => who).join(", ") || "no member"}`,
     mouseenter: () => near(box.node), mouseleave: () => near(null), focus: () => near(box.node), blur: () => near(null),
   }, svg("rect", { x: box.x - box.w / 2, y: box.y - box.h / 2, width: box.w, height: box.h, rx: 8 }),
   svg("text", { class: "where", x: box.x, y: box.y - box.h / 2 + 18, "text-anchor": "middle" }, `${box.node}${box.node === RUN.home ? " ⌂" : ""}`),
   box.members.map(([, who, calls], i) => svg("text", { class: "who", x: box.x, y: box.y - box.h / 2 + 36 + 16 * i, "text-anchor": "middle" },
     calls > 1.05 ? `${who} ×${Number(calls.toPrecision(2))}` : who))));
   return svg("svg", { class: "drawing graph", viewBox: `0 0 ${width} ${lowest}`, xmlns: SVG, "aria-label": `Nodes and messages of ${RUN.arms[arm].name}` },
-    svg("defs", {}, svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto", markerUnits: "userSpaceOnUse" },
+    svg("defs", {}, svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto",
+      markerUnits: "userSpaceOnUse" },
       svg("path", { d: "M0 0 8 4 0 8Z", fill: "context-stroke", class: "tip" }))), edges, groups);
 }
 
@@ -99,7 +101,8 @@ function drawGraph(root) {
   }
   const chooser = select("Arm", options, arm, (value) => { arm = Number(value); draw(); });
   root.replaceChildren(el("div", { class: "controls" }, chooser.root, saveButton(figure, "graph")), figure, note,
-    el("details", {}, el("summary", {}, "Every edge"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Edges" }, el("table", {}, el("thead", {}, el("tr", {}, ["from → to", "messages", "bytes"].map((head) =>
+    el("details", {}, el("summary", {}, "Every edge"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Edges" }, el("table",
+      {}, el("thead", {}, el("tr", {}, ["from → to", "messages", "bytes"].map((head) =>
       el("th", { scope: "col" }, head)))), rows))));
   redrawn(figure, draw);
 }

@@ -33,7 +33,8 @@ function drawWhenNear(id, draw) {
 
 addThemeSwitch();
 for (const figure of document.querySelectorAll("figure[data-name]")) figure.append(saveButton(figure, figure.dataset.name));
-const sections = [["changes", drawChanges], ["graph", drawGraph], ["timeline", drawTimeline], ["tasks", drawBrowser]].map(([id, draw]) => [id, drawWhenNear(id, draw)]);
+const sections = [["changes", drawChanges], ["graph", drawGraph], ["timeline", drawTimeline], ["tasks", drawBrowser]].map(([id, draw]) => [id,
+  drawWhenNear(id, draw)]);
 const drawNow = Object.fromEntries(sections);
 browse = (asked) => { drawNow.tasks(); browse(asked); };
 openTimeline = KEPT.size ? (arm, task) => { drawNow.timeline(); openTimeline(arm, task); } : null;

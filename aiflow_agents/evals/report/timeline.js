@@ -26,7 +26,8 @@ function timelineDrawing(conversation, width) {
   const { lanes, height } = lanesOf(conversation), gutter = width < 560 ? 64 : 112, end = conversation.end;
   const x = (t) => gutter + ((width - gutter - 18) * t) / end;
   const bands = [...lanes.values()].map((lane, i) => svg("g", { class: `lane ${tierClass(lane.node)}` },
-    svg("rect", { class: i % 2 ? "band odd" : "band", x: 0, y: lane.y, width, height: lane.h }), svg("rect", { class: "edge-mark", x: 0, y: lane.y + 3, width: 3, height: lane.h - 6, rx: 1.5 }),
+    svg("rect", { class: i % 2 ? "band odd" : "band", x: 0, y: lane.y, width, height: lane.h }), svg("rect", { class: "edge-mark", x: 0,
+      y: lane.y + 3, width: 3, height: lane.h - 6, rx: 1.5 }),
     svg("text", { class: "where", x: 10, y: lane.mid + 1 }, lane.node), svg("text", { class: "axis", x: 10, y: lane.mid + 14 }, tier(lane.node))));
   const axis = ticks(end, width < 560 ? 3 : 8).map((t) => svg("g", {}, svg("path", { class: "grid", d: `M${x(t)} 26V${height - 8}` }),
     svg("text", { class: "axis", x: x(t), y: 18, "text-anchor": "middle" }, quantity(t, "s"))));
@@ -38,15 +39,18 @@ function timelineDrawing(conversation, width) {
     moves.map(({ span, d }) => svg("path", { class: `move ${tierClass(span.node)}`, d, "stroke-width": Math.min(4, 0.8 + Math.log10(1 + span.nbytes) / 2) },
       svg("title", {}, `${span.who}: ${span.node} → ${span.to}, ${quantity(span.nbytes, "B")} in ${quantity(span.end - span.start, "s")}`))),
     conversation.spans.filter((span) => !span.move).map((span) => {
-      const lane = lanes.get(span.node), w = Math.max(2, x(span.end) - x(span.start)), top = lane.y + 8 + lane.rows.get(span) * lane.step, h = Math.min(20, lane.step - 1);
+      const lane = lanes.get(span.node), w = Math.max(2, x(span.end) - x(span.start)), top = lane.y + 8 + lane.rows.get(span) * lane.step,
+        h = Math.min(20, lane.step - 1);
       const room = w > 6.6 * span.who.length + 8 && h > 12;
       return svg("g", { class: `call ${tierClass(span.node)}` }, svg("title", {}, `${span.who} at ${span.node}: ${span.text.slice(0, 200)}`),
         svg("rect", { x: x(span.start), y: top, width: w, height: h, rx: Math.min(4, w / 2) }),
         room ? svg("text", { x: x(span.start) + w / 2, y: top + h / 2 + 4, "text-anchor": "middle" }, span.who) : null);
     }));
   const window = svg("rect", { x: 0, y: 0, width, height }), cursor = svg("path", { class: "cursor" }), dots = svg("g", { class: "dots" });
-  const drawing = svg("svg", { class: "drawing timeline", viewBox: `0 0 ${width} ${height}`, xmlns: SVG, role: "img", "aria-label": "Calls on each node over time, and messages between them; the list below says the same" },
-    svg("defs", {}, svg("clipPath", { id: "past" }, window)), bands, axis, svg("g", { class: "ghost" }, layer()), svg("g", { "clip-path": "url(#past)" }, layer()), dots, cursor);
+  const drawing = svg("svg", { class: "drawing timeline", viewBox: `0 0 ${width} ${height}`, xmlns: SVG, role: "img",
+    "aria-label": "Calls on each node over time, and messages between them; the list below says the same" },
+    svg("defs", {}, svg("clipPath", { id: "past" }, window)), bands, axis, svg("g", { class: "ghost" }, layer()), svg("g",
+      { "clip-path": "url(#past)" }, layer()), dots, cursor);
 
   function at(now) {
     window.setAttribute("width", x(now) + 0.01);
@@ -63,7 +67,8 @@ function timelineDrawing(conversation, width) {
 function player(root) {
   const figure = el("figure", { class: "panel" }), said = el("div", { class: "said", tabindex: 0, role: "region", "aria-label": "Messages" });
   const toggle = el("button", { type: "button", class: "play", click: () => (frame ? pause() : play()) });
-  const scrub = el("input", { type: "range", min: 0, max: 1000, step: 1, value: 1000, "aria-label": "Time", input: () => { pause(); show((conversation.end * scrub.value) / 1000); } });
+  const scrub = el("input", { type: "range", min: 0, max: 1000, step: 1, value: 1000, "aria-label": "Time",
+    input: () => { pause(); show((conversation.end * scrub.value) / 1000); } });
   const clock = el("output", { class: "clock" });
   let conversation = null, drawing = null, listed = null, now = 0, frame = 0;
 
