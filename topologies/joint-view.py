@@ -21,10 +21,10 @@ from aiflow_agents.wire.message import Message
 
 
 class JointView(Topology):
-    """`send`: features, the input of `layer` coded by `codec`; or text, where each camera says what it thinks the answer is, and `decide` chooses.
+    """`send`: features, the input of `layer` coded by `codec`; or text: each camera says what it thinks the answer is, and `decide` chooses.
 
-    `placebo`: zeros, or noise of the same norm, in place of the features; `other`: the features of another scene, one of the dev split; `nothing`: the
-    edge alone.
+    `placebo`: zeros, or noise of the same norm, in place of the features; `other`: the features of another scene, one of the dev split;
+    `nothing`: the edge alone.
     """
 
     send: Literal["features", "text"] = "features"

@@ -85,6 +85,9 @@ def wire(
         _show(about, rows)
 
 
+SIGHT = {"klt": "klt:step=0.5+ans", "int8": "int8", "int4": "int4+ans"}  # and for the features of a model that sees
+
+
 def calibrate(
     model: Model = MODEL,
     layer: Annotated[list[int] | None, typer.Option(min=0, help="Cut at the input of this layer; repeatable. Default: where exits leave.", show_default=False)] = None,
@@ -106,14 +109,20 @@ def calibrate(
 ) -> None:
     """Fit codecs on a model's hidden states and write them where topologies and `aiflow bench wire` find them."""
     from aiflow_agents import catalog
-    from aiflow_agents.models.family.model import weights_hash
+    from aiflow_agents.models.family.config import DecoderConfig
+    from aiflow_agents.models.family.model import FamilyModel, weights_hash
     from aiflow_agents.training.refine import refined
+    from aiflow_agents.training.sight_card import feature_sample
     from aiflow_agents.wire import calibration as files
     from aiflow_agents.wire.codecs import Codec, fit, needs_fitting, parse
 
     from .display import watcher
 
-    wanted = SHIPPED
+    fitted_on = catalog.find("model", model).path
+    sees = DecoderConfig.read(fitted_on).vision is not None
+    if sees and (lower or layer or skills or value):
+        raise UserError(f"{model} sees: codecs of its features are fitted on scenes, at the layer that reads them; leave --lower and the like out")
+    wanted = SIGHT if sees else SHIPPED
     if codec or name or lower:
         chosen = codec or SHIPPED["lower" if lower else "predict"]
         wanted = {name or ("lower" if lower else chosen.partition(":")[0]): chosen}
@@ -121,16 +130,17 @@ def calibrate(
     for spec in wanted.values():
         if not needs_fitting(spec):
             raise UserError(f"codec {spec} needs no fitting; name it as it is")
-    drawn, fitted_on = _Drawn(skills, seed), catalog.find("model", model).path
+    drawn = _Drawn(skills, seed)
     folder, of_weights = out or fitted_on / "codecs", weights_hash(fitted_on)
-    cuts = [_cut(model, k, None) for k in sorted(layer or _cut(model, 0, (None,)).family.exits[:-1])]
+    cuts = [] if sees else [_cut(model, k, None) for k in sorted(layer or _cut(model, 0, (None,)).family.exits[:-1])]
     _folder(folder)
     lines = []
     with watcher(display) as watch:
+        seen = feature_sample(FamilyModel.load(fitted_on), (calibration or OTHERS) // 4, seed) if sees else {}
         for stem, spec in wanted.items():
-            codings: dict[str, Coding] = {}
+            codings: dict[str, Coding] = dict(fit(spec, seen).codings) if sees else {}
             text, below = None, lower or stem == "lower"
-            for cut in [cuts[-1]] if below else cuts:
+            for cut in cuts[-1:] if below else cuts:
                 watch.stage(f"{stem}: {'caches below' if below else 'states at'} layer {cut.layer}", 0)
                 samples = drawn.samples(cut, calibration or SAMPLE.get(spec.partition(":")[0], OTHERS), below, draws)
                 fitted = fit(spec, samples)

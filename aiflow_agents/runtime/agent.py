@@ -19,7 +19,6 @@ from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
 from aiflow_agents.wire.message import Cargo, Draft, Message
-from aiflow_agents.wire.picture import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +124,12 @@ class Agent:
                 request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
             else:
                 drafted = self._begun(begin, top, want)
-                for message in features:
-                    await self._understood(message, "refuse")
+                told = [parcel for message in features if (parcel := await self._understood(message, "refuse"))]
                 drawn_from = [message for message in (begin if drafted.token_ids else None, *features) if message is not None]
                 await scene.bring((*([asked] if asked._said else []), *heard, *drawn_from), self.node)
                 request = self._request(asked, heard, instruct, sampling or self.sampling, sample, dialogue)
-                if picture is not None or features:
-                    request = replace(request, picture=picture and picture._cargo, features=tuple([message._cargo for message in features]))
+                if picture is not None or told:
+                    request = replace(request, picture=None if picture is None else picture._seen, features=tuple(told))
                 if want is not None or max_tokens is not None:
                     request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
                 if begin is not None or top is not None:
@@ -163,7 +161,7 @@ class Agent:
                 raise UnmetNeed(f"{self.name} does not see: its model {self.info.name} takes neither pictures nor their features")
             return None
         picture = SCENE.get().task.inputs.get(self.node) if sees is None else sees
-        if picture is not None and (picture.node != self.node or not isinstance(picture._cargo, Picture)):
+        if picture is not None and (picture.node != self.node or picture._seen is None):
             raise UnmetNeed(f"{self.name} sees pictures at {self.node}; message {picture.id} is none, or at {picture.node}")
         return picture
 

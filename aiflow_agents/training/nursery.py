@@ -104,6 +104,10 @@ class Nursery:
 
     def card(self, recipe: Recipe, command: str = "", count_per_skill: int = COUNT, seed: int = SEED) -> dict[str, Any]:
         """Measure the finished model and write its card. Returns what card.json holds."""
+        if recipe.vision:
+            from aiflow_agents.training.sight_card import sight_card
+
+            return sight_card(self.out / recipe.name, recipe, seen(self.work / recipe.name), count=count_per_skill * 7, seed=seed, command=command)
         return card_for(
             self.out / recipe.name, recipe, self.work, peers=self.peers, count_per_skill=count_per_skill, seed=seed,
             command=command, memo=self._memo, note=self.note,

@@ -46,7 +46,8 @@ class SceneBatch(NamedTuple):
     tokens: int
 
     def to(self, device: str) -> SceneBatch:
-        return SceneBatch(*(one.to(device) for one in self[:5]), self.tokens)
+        ids, targets, pictures, there, cells = (one.to(device) for one in self[:5])
+        return SceneBatch(ids, targets, pictures, there, cells, self.tokens)
 
 
 def features_of(model: Any, pictures: Tensor, layer: int) -> Tensor:

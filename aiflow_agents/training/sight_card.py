@@ -20,11 +20,14 @@ Right = dict[str, tuple[int, int]]  # kind -> (right, asked)
 ALL = tuple(range(len(CORNERS)))
 
 
-def measure_sight(model: FamilyModel, cameras: Sequence[int] = ALL, count: int = 2100, split: str = "test", seed: int = 2026, codec: str = "float32") -> Right:
+def measure_sight(
+    model: FamilyModel, cameras: Sequence[int] = ALL, count: int = 2100, split: str = "test", seed: int = 2026, codec: str = "float32"
+) -> Right:
     """How many questions are answered right from the features of these cameras, by kind: (right, asked)."""
     assert model.eyes is not None
     tasks, views = exam(list(KINDS), split, count, seed)
-    looks = [Request((), 0, want=Want(model.eyes.config.layer, codec), picture=Picture(scene[camera], camera)) for scene in views for camera in cameras]
+    want = Want(model.eyes.config.layer, codec)
+    looks = [Request((), 0, want=want, picture=Picture(scene[camera], camera)) for scene in views for camera in cameras]
     replies, packed = model.exchange(looks, {})
     parcels: list[Parcel] = [reply.parcel for reply in replies if isinstance(reply, Reply) and reply.parcel is not None]
     n = len(cameras)
@@ -48,10 +51,12 @@ def feature_sample(model: FamilyModel, scenes: int, seed: int) -> dict[str, Samp
 def sight_card(folder: Path, recipe: Recipe, trained: dict[str, Any], *, count: int = 2100, seed: int = 2026, command: str = "") -> dict[str, Any]:
     """Measure an exported model that sees and write card.json, README.md and recipe.yaml. Returns what card.json holds."""
     model = FamilyModel.load(folder)
-    ways = {"all cameras": ALL, **{f"camera {camera} alone": (camera,) for camera in ALL}, "no camera": ()}
-    measured = {name: _rows(measure_sight(model, cameras, count, "test", seed)) for name, cameras in ways.items()}
-    shape = model.info.shape
-    parameters = shape.block_params + shape.head_params + sum(part.numel() for part in (model.eyes.patch, model.eyes.bias, model.eyes.places, model.eyes.cameras))  # type: ignore[union-attr]
+    ways = {**{f"camera {camera} alone": (camera,) for camera in ALL}, "no camera": ()}
+    measured: dict[str, Any] = {"alone": _rows(measure_sight(model, ALL, count, "test", seed))}  # without peers, as of all models
+    measured["fewer"] = {name: _rows(measure_sight(model, cameras, count, "test", seed)) for name, cameras in ways.items()}
+    assert model.eyes is not None
+    shape, eyes = model.info.shape, model.eyes
+    parameters = shape.block_params + shape.head_params + sum(part.numel() for part in (eyes.patch, eyes.bias, eyes.places, eyes.cameras))
     card = {
         "name": recipe.name, "description": recipe.description, "parameters": parameters, "weights_hash": model.info.weights_hash,
         "trained": {key: trained[key] for key in ("total_tokens", "seconds") if key in trained}, "command": command,
@@ -69,14 +74,14 @@ def _rows(right: Right) -> dict[str, Any]:
 
 
 def _readme(card: dict[str, Any]) -> str:
-    kinds = [kind for kind in card["measured"]["all cameras"] if kind != "overall"]
+    kinds = [kind for kind in card["measured"]["alone"] if kind != "overall"]
     lines = [
         f"# {card['name']}", "", card["description"], "",
-        f"{card['parameters']:,} parameters, trained from scratch on {card['trained'].get('total_tokens', 0):,} tokens of questions about scenes of our own.",
+        f"{card['parameters']:,} parameters, trained from scratch on {card['trained'].get('total_tokens', 0):,} tokens of questions about scenes.",
         f"Command: `{card['command']}`", "",
         f"Right answers of {card['exam']['questions']:,} test questions (seed {card['exam']['seed']}), by what it sees:", "",
         "| | overall | " + " | ".join(kinds) + " |", "|---|" + "---|" * (len(kinds) + 1),
     ]  # fmt: skip
-    for name, row in card["measured"].items():
+    for name, row in {"all cameras": card["measured"]["alone"], **card["measured"]["fewer"]}.items():
         lines.append(f"| {name} | " + " | ".join(f"{row[kind]['accuracy']:.1%}" for kind in ("overall", *kinds)) + " |")
     return "\n".join(lines) + "\n"

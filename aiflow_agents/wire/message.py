@@ -18,7 +18,7 @@ from aiflow_agents.wire.frame import encode_text, encode_tokens
 
 if TYPE_CHECKING:
     from aiflow_agents.wire.payload import Logits
-    from aiflow_agents.wire.picture import Private
+    from aiflow_agents.wire.picture import Picture, Private
 
 Form = Literal["text", "answer", "hidden", "tokens", "logits", "picture"]
 RELEASED_AS = {"text": "answer", "hidden": "features"}  # what a form lets out of what stays at a node; others by their own name
@@ -112,6 +112,19 @@ class Message:
     _confidence: float | None = field(default=None, repr=False)
     _cargo: Cargo | None = field(default=None, repr=False)
     _stays: Private | None = field(default=None, repr=False)
+
+    @property
+    def _seen(self) -> Picture | None:
+        """The picture that this message is, for who computes where it lies."""
+        from aiflow_agents.wire.picture import Picture
+
+        return self._cargo if isinstance(self._cargo, Picture) else None
+
+    @property
+    def picture(self) -> Picture | None:
+        """The picture that this message is; None where it is none."""
+        self._here()
+        return self._seen
 
     def check_leaves(self) -> None:
         """Raises PrivacyError where this message tells of something that stays at its node, in a form in which that was not released."""

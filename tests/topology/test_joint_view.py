@@ -78,7 +78,7 @@ def joint(**parameters: Any) -> Any:
 def test_a_suite_puts_pictures_at_its_cameras(tasks: list[Task]) -> None:
     assert [set(task.inputs) for task in tasks] == [set(CAMERAS)] * 6
     assert [task.tags for task in tasks] == [("all",), ("most",), ("at",)] * 2
-    digests = [[message._cargo.digest for message in task.inputs.values()] for task in tasks]  # type: ignore[union-attr]
+    digests = [[message.picture.digest for message in task.inputs.values()] for task in tasks]  # type: ignore[union-attr]
     assert digests[0] == digests[2] != digests[3] and len(set(digests[0])) == 4
 
 
@@ -98,7 +98,7 @@ def test_the_joint_answer_is_that_of_the_model_with_all_pictures(team: Team, mol
     results = run(team, joint(), tasks, memory=memory)
     assert memory.executed == 2 * 4 + 6
     for task, result in zip(tasks, results, strict=True):
-        looks, packed = model.exchange([Request((), 0, want=Want(2, "float32"), picture=message._cargo) for message in task.inputs.values()], {})  # type: ignore[arg-type]
+        looks, packed = model.exchange([Request((), 0, want=Want(2, "float32"), picture=message.picture) for message in task.inputs.values()], {})  # type: ignore[arg-type]
         parcels = tuple(look.parcel for look in looks)  # type: ignore[union-attr]
         (reply,), _ = model.exchange([Request((Turn("user", task.question),), 3, features=parcels)], packed)  # type: ignore[arg-type]
         assert result.error is None and result.text == reply.text  # type: ignore[union-attr]
@@ -148,6 +148,8 @@ class Leak(Topology):
         camera, hub = team["pi"], team["hub"]
         if self.what == "picture":
             return await task.inputs["pi"].to(team.home)
+        if self.what == "looks":
+            return camera if task.inputs["pi"].picture else hub
         if self.what == "sees":
             return await hub.ask(task.question, sees=task.inputs["pi"])
         said = await camera.ask(task.question, want=Want(2))
@@ -160,13 +162,14 @@ class Leak(Topology):
 
 
 @pytest.mark.parametrize(("released", "what", "error"), [
-    (("answer", "features"), "picture", "PrivacyError"), (("answer", "features"), "sees", "UnmetNeed"), (("answer",), "features", "PrivacyError"),
+    (("answer", "features"), "picture", "PrivacyError"), (("picture",), "looks", "NotHere"), (("answer", "features"), "sees", "UnmetNeed"),
+    (("answer",), "features", "PrivacyError"),
     (("features",), "features", None), (("features",), "heard", "PrivacyError"), ((), "again", "PrivacyError"), (("answer",), "again", None),
 ])  # fmt: skip
 def test_what_is_not_released_does_not_leave_its_node(team: Team, tasks: list[Task], released: tuple[str, ...], what: str, error: str | None) -> None:
     import numpy as np
 
-    views = np.stack([message._cargo.pixels for message in tasks[0].inputs.values()])  # type: ignore[union-attr]
+    views = np.stack([message.picture.pixels for message in tasks[0].inputs.values()])  # type: ignore[union-attr]
     task = Task("t", "all?", inputs=at_cameras(views, CAMERAS, released))
     (result,) = run(team, Leak(what=what), [task])
     assert (result.error or "None").split(":")[0] == (error or "None") and "\n" not in (result.error or "")
@@ -184,6 +187,7 @@ def ray() -> Iterator[RayHosts]:
     hosts.close()
 
 
+@pytest.mark.ray
 def test_ray_says_the_same_and_memory_knows_pictures(team: Team, tasks: list[Task], ray: RayHosts, tmp_path: Path) -> None:
     inline = run(team, joint(), tasks)
     with closing(Memory(tmp_path / "calls.sqlite")) as memory:

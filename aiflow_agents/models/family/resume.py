@@ -28,7 +28,8 @@ class Start:
     """What one row goes on from. `draft` are the tokens of the answer, the one that ended it included; it was never fed, so there are
     `prompt + len(draft) - 1` positions, and `prompt` where there is no draft.
 
-    hidden: [positions, width], the input of `layer`; `first` is the place of the first. To make tokens of its own a row also needs `lower` (rows = 1) or `token_ids` [positions].
+    hidden: [positions, width], the input of `layer`; `first` is the place of the first. To make tokens of its own a row also needs `lower`
+    (rows = 1) or `token_ids` [positions].
     """
 
     layer: int

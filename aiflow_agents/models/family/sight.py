@@ -72,7 +72,8 @@ def _refusal(model: FamilyModel, eyes: Eyes, request: Request) -> CallError | No
     if want is not None and (want.layer != v.layer or picture is None):
         return _refuse(model, f"features are of a picture at its own node, the input of layer {v.layer}, not of layer {want.layer}")
     if picture is not None and (picture.pixels.shape != (v.size, v.size, v.channels) or picture.camera >= v.cameras):
-        return _refuse(model, f"a picture of {list(picture.pixels.shape)} from camera {picture.camera}; it takes {v.size} x {v.size} from {v.cameras} cameras")
+        given = f"a picture of {list(picture.pixels.shape)} from camera {picture.camera}"
+        return _refuse(model, f"{given}; it takes {v.size} x {v.size} from {v.cameras} cameras")
     return None
 
 

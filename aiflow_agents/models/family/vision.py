@@ -39,7 +39,8 @@ class Eyes:
 
     def __init__(self, config: VisionConfig, engine: Engine, patch: Tensor, bias: Tensor, places: Tensor, cameras: Tensor):
         self.config, self.engine, self.decoder = config, engine, engine.decoder
-        self.patch, self.bias, self.places, self.cameras = patch, bias, places, cameras  # [width, numbers], [width], [patches, width], [cameras, width]
+        # [width, numbers], [width], [patches, width], [cameras, width]
+        self.patch, self.bias, self.places, self.cameras = patch, bias, places, cameras
 
     @classmethod
     def load(cls, path: str | Path, engine: Engine) -> Eyes:
@@ -95,7 +96,7 @@ class Eyes:
 
     def _run(self, members: Sequence[Seen], cameras: tuple[int, ...]) -> None:
         decoder, v, c = self.decoder, self.config, self.decoder.config
-        filled = [*members, *members[-1:] * (MIN_ROWS - len(members))]
+        filled = [*members, *[members[-1]] * (MIN_ROWS - len(members))]
         rows, count, length = [one.row for one in filled], len(cameras) * v.patches, len(filled[0].row.prompt)
         room, below, above = max(row.room for row in rows), range(v.layer), range(v.layer, c.layers)
         lower = Cache.new(c, len(rows), _up(length + room), decoder.dtype, below)
