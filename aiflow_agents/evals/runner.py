@@ -260,7 +260,10 @@ def judge_samples(
     rows: Mapping[str, Sequence[Sequence[Sample]]], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None, seed: int,
     folder: RunFolder,
 ) -> dict[str, Any]:
-    """What a summary says by marks and traces alone: `arms`, `measures` (of all members) and `verdicts`. rows[arm][task] are the samples of its repeats."""
+    """What a summary says by marks and traces alone: `arms`, `measures` (of all members) and `verdicts`.
+
+    rows[arm][task] are the samples of its repeats.
+    """
     scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
     verdicts = verdict.judge(scores, kinds, best_member=best_member, best_topology=best_topology, oracle="oracle", seed=seed)
     flat = {name: [sample for repeats in per_task for sample in repeats] for name, per_task in rows.items()}

@@ -49,9 +49,9 @@ class SuiteFile(BaseModel):
     """evals/<name>/eval.yaml.
 
     Tasks come from `skills` (drawn anew for every seed); from `scenes`: kinds of questions about what four cameras see, at the nodes that `cameras`
-    names; or from `data`: a JSONL file with id, question, answer, split, tags, or, with `columns`, a benchmark in its own columns, in a file, a folder
-    or on the Hugging Face hub (see `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long answers
-    may be of members whose team file does not say it.
+    names; or from `data`: a JSONL file with id, question, answer, split, tags, or, with `columns`, a benchmark in its own columns, in a file, a
+    folder or on the Hugging Face hub (see `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long
+    answers may be of members whose team file does not say it.
 
     With `suites` it is a group: running it runs each of them.
     """

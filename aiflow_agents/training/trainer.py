@@ -73,7 +73,8 @@ class Trainer(Training):
         return build(recipe)
 
     def _recipe(self) -> dict[str, Any]:
-        later = {name for name in ("exits", "travel_noise", "shard", "vision") if not getattr(self.recipe, name)}  # earlier checkpoints have none of these
+        # earlier checkpoints have none of these
+        later = {name for name in ("exits", "travel_noise", "shard", "vision") if not getattr(self.recipe, name)}
         return self.recipe.model_dump(mode="json", exclude={"phases", "description"} | later)
 
     def _batches(self, phase: int, chunk: int) -> Iterable[Batch]:
