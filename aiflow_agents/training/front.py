@@ -19,7 +19,7 @@ class Front(nn.Module):
         self.patch = nn.Linear(CELL * CELL * 3, width)
         self.place_embed, self.camera_embed = nn.Embedding(PATCHES, width), nn.Embedding(CAMERAS, width)
         for part in (self.place_embed, self.camera_embed):
-            nn.init.normal_(part.weight, std=0.02)
+            nn.init.normal_(part.weight, std=0.5)  # as large as what patches give at first: who asks for a place must find it
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[scenes, cameras, 24, 24, 3] -> [scenes, cameras, 9, width]."""
