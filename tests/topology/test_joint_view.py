@@ -194,5 +194,6 @@ def test_ray_says_the_same_and_memory_knows_pictures(team: Team, tasks: list[Tas
         assert [(r.answer, r.confidence, r.usage) for r in run(team, joint(), tasks, ray, memory)] == [(r.answer, r.confidence, r.usage) for r in inline]
     with closing(Memory(tmp_path / "calls.sqlite")) as memory:  # another process: the features are remembered, and made again where a new question needs them
         assert [r.answer for r in run(team, joint(), tasks, memory=memory)] == [r.answer for r in inline] and memory.executed == 0
+    with closing(Memory(tmp_path / "calls.sqlite")) as memory:
         asked = [Task("new", "gold?", inputs=tasks[0].inputs)]
         assert [r.text for r in run(team, joint(), asked, memory=memory)] == [r.text for r in run(team, joint(), asked)] and memory.executed == 1

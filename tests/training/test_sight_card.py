@@ -1,0 +1,76 @@
+"""From a recipe to a model that sees, with its card, and the codecs of its features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiflow_agents.cli.main import main
+from aiflow_agents.models.family.model import FamilyModel
+from aiflow_agents.models.protocol import Reply, Request, Turn, Want
+from aiflow_agents.skills.scenes import KINDS, exam
+from aiflow_agents.training.nursery import Nursery
+from aiflow_agents.training.recipe import Recipe
+from aiflow_agents.training.sight_card import feature_sample, measure_sight
+from aiflow_agents.wire.codecs import fit
+from aiflow_agents.wire.picture import Picture
+
+RECIPE: dict[str, Any] = {
+    "name": "mole", "description": "Hardly sees.", "architecture": "qwen3", "tier": "edge", "seed": 3, "skills": {"at": 1.0},
+    "size": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64}, "vision": {"layer": 1, "questions": 2},
+    "phases": [{"kind": "answer", "tokens": 30000, "batch": 16}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained for a moment, by the nursery, with its card."""
+    recipe, folder = Recipe.model_validate(RECIPE), tmp_path_factory.mktemp("nursery")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("aiflow_agents.training.sight.CHUNK", 64)
+        nursery = Nursery(folder / "work", folder / "models", folder / "work")
+        nursery.answer(recipe)
+        nursery.hear(recipe)
+        nursery.card(recipe, "aiflow train mole", count_per_skill=6, seed=4)
+    return folder / "models" / "mole"
+
+
+def test_its_card_says_what_was_measured(mole: Path) -> None:
+    card = json.loads((mole / "card.json").read_text())
+    model = FamilyModel.load(mole)
+    tasks, views = exam(list(KINDS), "test", 42, 4)
+    asked = [Request((Turn("user", task.text),), 16, picture=Picture(views[task.scene][2], 2)) for task in tasks]
+    right = sum(isinstance(reply, Reply) and reply.text.strip() == task.answer for task, reply in zip(tasks, model.generate(asked), strict=True))
+    third = card["measured"]["fewer"]["camera 2 alone"]["overall"]
+    assert (third["right"], third["asked"]) == (right, 42)
+    whole = card["measured"]["alone"]
+    assert set(whole) == {"overall", *KINDS} and whole["overall"]["right"] == sum(whole[kind]["right"] for kind in KINDS) > 0
+    assert card["trained"]["total_tokens"] >= 30000 and card["weights_hash"] == model.info.weights_hash
+    text = (mole / "README.md").read_text()
+    assert f"| all cameras | {whole['overall']['accuracy']:.1%}" in text and f"{card['parameters']:,} parameters" in text
+    assert card["parameters"] == sum(p.numel() for p in _trained(mole))
+
+
+def _trained(folder: Path) -> list[Any]:
+    """All weights in the folder, the head once, and without the last norm, which is counted with the blocks."""
+    from safetensors.torch import load_file
+
+    return [tensor for name, tensor in load_file(folder / "model.safetensors").items() if name != "lm_head.weight"]
+
+
+def test_codecs_of_features_are_fitted_by_command_and_weigh_less(mole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def sent(model: FamilyModel, codec: str) -> int:
+        views = exam(["all"], "dev", 4, 1)[1]
+        looks = [Request((), 0, want=Want(1, codec), picture=Picture(pixels, camera)) for scene in views for camera, pixels in enumerate(scene)]
+        return sum(reply.parcel.nbytes for reply in model.generate(looks) if isinstance(reply, Reply) and reply.parcel)
+
+    assert main(["calibrate", str(mole), "--calibration", "400", "--display", "none"]) == 0
+    model = FamilyModel.load(mole)
+    assert {codec.name for codec in model.info.codecs} == {"klt", "int8", "int4"}
+    assert sent(model, "int4") < 0.6 * sent(model, "int8") and sent(model, "klt") < 0.55 * sent(model, "float16")
+    assert model.courier.codec("int8").fingerprint == fit("int8", feature_sample(model, 100, 0)).fingerprint
+    assert measure_sight(model, count=42, codec="int8") and sent(model, "int8") < 0.6 * sent(model, "float16")
+    assert main(["calibrate", str(mole), "--lower"]) == 2 and "fitted on scenes" in capsys.readouterr().err
