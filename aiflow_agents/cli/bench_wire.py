@@ -22,7 +22,7 @@ CODECS = (
     "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.55", "predict:step=0.7", "predict:step=0.85",
     "predict:step=1",
 )  # fmt: skip
-SHIPPED = {"predict": "predict:step=0.655,step.3=0.62", "klt": "klt:step=0.25,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
+SHIPPED = {"predict": "predict:step=0.66,step.3=0.62", "klt": "klt:step=0.25,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
 SAMPLE = {"predict": 16000}  # training questions that a codec is fitted on, by name
 OTHERS = 4000
 LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
@@ -100,7 +100,7 @@ def calibrate(
     calibration: Annotated[
         int | None, typer.Option(min=20, help="How many training questions it is fitted on. Default: 16000 for predict, 4000 for others.", show_default=False)
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="How often gradients are drawn at each: more make a better codec, and take longer.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="How often gradients are drawn at each: more make a better codec, and take longer.")] = 4,
     lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,
     out: Annotated[Path | None, typer.Option(help="The folder for it. Default: codecs/ of the model.", show_default=False)] = None,
