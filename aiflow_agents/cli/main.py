@@ -31,7 +31,7 @@ COMMANDS = {
     "view": ("aiflow_agents.cli.view:view", "Open the report of a run in the browser."),
     "score": ("aiflow_agents.cli.score:score", "Mark the answers of a run again."),
     "export": ("aiflow_agents.cli.export:export", "A run as a table, or as logs of inspect."),
-    "compare": ("aiflow_agents.cli.compare:compare", "Two or more runs on the tasks that they share: better, equal, cheaper?"),
+    "compare": ("aiflow_agents.cli.compare:compare", "Runs side by side, on the tasks that they share."),
     "train": ("aiflow_agents.cli.train:train", "Train a model from a recipe."),
     "family": ("aiflow_agents.cli.family:family", "Many sizes in one model: grow exits, export one, show them."),
     "calibrate": ("aiflow_agents.cli.bench_wire:calibrate", "Fit a codec on a model's hidden states."),
