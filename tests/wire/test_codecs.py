@@ -142,7 +142,7 @@ def test_coded_symbols_come_back_and_weigh_what_the_model_says(widths: list[int]
     model, symbols = Modelled.fit(draw(300), bits), draw(positions)
     body = model.pack(symbols)
     assert (model.unpack(body, positions) == symbols).all()
-    assert model.cost(symbols) / 8 - 1 <= len(body) <= model.cost(symbols) / 8 + 8
+    assert model.cost(symbols) / 8 - 3 <= len(body) <= model.cost(symbols) / 8 + 8  # a word of zeros at the end is left out
 
 
 def test_an_entropy_coded_message_is_within_three_percent_of_the_entropy(make_sample: Make) -> None:
