@@ -193,6 +193,10 @@ def test_unknown_teams_and_networks_offer_the_nearest(place: Path) -> None:
 @pytest.mark.parametrize("team", [entry.name for entry in catalog.entries("team")])
 @pytest.mark.parametrize("network", [None, *(entry.name for entry in catalog.entries("network"))])
 def test_shipped_teams_stand_on_shipped_networks(team: str, network: Any) -> None:
+    if (team, network) == ("partial-views", "metro-5g"):  # its cameras are nodes by name, one of which is only at home
+        with pytest.raises(ConfigError, match="pi"):
+            Team.load(team, network=network)
+        return
     loaded = Team.load(team, network=network)
     for agent in loaded:
         assert agent.info.max_context > 0 and "logprobs" in agent.info.capabilities
