@@ -6,7 +6,6 @@ are no independent evidence.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import statistics, verdict
+from aiflow_agents.evals.run_folder import read_samples, read_summary
 from aiflow_agents.evals.verdict import p_text, percent, points
 
 COSTS = {"wire_bytes": "bytes", "flops": "FLOPs", "latency_s": "milliseconds", "energy_j": "joules"}
@@ -40,11 +40,11 @@ def read_side(given: str) -> Side:
     found: dict[Key, list[list[float]]] = defaultdict(list)
     for part in [given] if Path(given).exists() else given.split(","):
         path, arm = _split(part.strip())
-        summary = _summary(path)
+        summary = read_summary(path)
         arm = arm or (summary["best_topology"] or summary["best_member"])["arm"]
         if arm not in summary["arms"]:
             raise UserError(f"{path} has no arm '{arm}'; it has {', '.join(summary['arms'])}")
-        for key, rows in _answers(path / "samples.jsonl", arm).items():
+        for key, rows in _answers(path, arm).items():
             found[key] += rows
         runs.append(path.name)
         arms.append(arm)
@@ -59,38 +59,17 @@ def _split(part: str) -> tuple[Path, str]:
     return (path.parent if path.name in ("summary.json", "config.json") else path), arm
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    file = path / "summary.json"
-    if not file.is_file():
-        if (path / "config.json").is_file():
-            raise UserError(f"{path} has not ended, so there is no summary.json; go on with it: aiflow eval --resume {path}")
-        raise UserError(f"{path} is no run folder: it has no summary.json")
-    try:
-        summary = json.loads(file.read_bytes())
-        return {key: summary[key] for key in ("arms", "best_topology", "best_member")}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged or of another kind; run it again: aiflow eval --resume {path}") from None
-
-
 def _answers(path: Path, arm: str) -> dict[Key, list[list[float]]]:
-    """What one arm said: task -> a row of score and costs for each repeat. Of a repeat that was run again the last line counts."""
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no samples.jsonl, so its answers cannot be compared")
-    last: dict[tuple[Key, int], list[float]] = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):  # a torn last one, from a kill in mid-write
-                break
-            try:
-                sample = json.loads(line)
-                if sample["arm"] == arm:
-                    task = str(sample["task_id"]), str(sample["question"])
-                    last[task, int(sample["repeat"])] = [float(sample["score"]), *(float(sample["usage"][cost]) for cost in COSTS)]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}:{number}: this line is damaged; mend or delete it") from None
+    """What one arm said: task -> a row of score and costs for each repeat."""
     found: dict[Key, list[list[float]]] = defaultdict(list)
-    for (key, _), row in last.items():
-        found[key].append(row)
+    try:
+        for (name, task, _), sample in read_samples(path).items():
+            if name == arm:
+                found[task, str(sample["question"])].append([float(sample["score"]), *(float(sample["usage"][cost]) for cost in COSTS)])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path / 'samples.jsonl'}: an answer of {arm} is without its question, score or costs, so it cannot be compared") from None
+    if not found:
+        raise UserError(f"{path} has no answers of {arm} in samples.jsonl, so they cannot be compared")
     return found
 
 

@@ -62,11 +62,8 @@ def compare(path: Path, config: Mapping[str, Any]) -> None:
     file = path / "config.json"
     if not file.is_file():
         raise UserError(f"{path} is no run folder: it has no config.json")
-    try:
-        was = json.loads(file.read_bytes())
-    except ValueError:
-        was = None
-    if not isinstance(was, dict):
+    was = _object(file)
+    if was is None:
         raise UserError(f"{file} is damaged: it is no JSON object; start a new run instead")
     new = json.loads(json.dumps(config))
     differ = {key: (was.get(key), new.get(key)) for key in sorted({*was, *new}) if was.get(key) != new.get(key)}
@@ -90,13 +87,19 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no run folder: it has no config.json")
     if not file.is_file():
         raise UserError(f"{path} is not finished: it has no summary.json; go on with it: aiflow eval --resume {path}")
-    try:
-        summary = json.loads(file.read_bytes())
-    except ValueError:
-        summary = None
-    if not isinstance(summary, dict) or not isinstance(summary.get("arms"), dict):
+    summary = _object(file)
+    if summary is None or not isinstance(summary.get("arms"), dict):
         raise UserError(f"{file} is damaged; make it again: aiflow eval --resume {path}")
     return summary
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    """The JSON object that a file holds; None where it holds none."""
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_samples(path: Path) -> dict[tuple[str, str, int], Sample]:

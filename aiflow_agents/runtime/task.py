@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Task:
     """`expected` is None where nobody knows (`aiflow run`); `tags` group tasks in reports, the first one being the skill.
 
-    `inputs`, by node: what lies there from the start, as a camera's picture does (`runtime.sight.at_camera`).
+    `inputs`, by node: what lies there from the start, as a camera's picture does (`runtime.inputs.at_cameras`).
     """
 
     id: str

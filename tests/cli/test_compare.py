@@ -13,6 +13,7 @@ from aiflow_agents.cli.main import main
 def write(folder: Path, scores: list[int]) -> str:
     folder.mkdir()
     chosen = {"arm": "vote", "chosen_on": "dev"}
+    (folder / "config.json").write_text("{}")
     (folder / "summary.json").write_text(json.dumps({"arms": {"vote": {}}, "best_topology": chosen, "best_member": chosen}))
     usage = {"wire_bytes": 10, "flops": 2.0, "latency_s": 0.5, "energy_j": 1}
     lines = [{"arm": "vote", "task_id": str(i), "question": f"q{i}", "repeat": 0, "score": s, "usage": usage} for i, s in enumerate(scores)]

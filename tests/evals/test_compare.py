@@ -21,6 +21,7 @@ def write(folder: Path, arms: dict[str, Any], *, best: str | None = None, flops:
     """A run folder with these scores: arm -> [tasks] or [tasks, repeats]."""
     folder.mkdir()
     chosen = {"arm": best or next(iter(arms)), "chosen_on": "dev"}
+    (folder / "config.json").write_text("{}")
     (folder / "summary.json").write_text(json.dumps({"arms": {arm: {} for arm in arms}, "best_topology": chosen if best else None, "best_member": chosen}))
     with (folder / "samples.jsonl").open("w") as lines:
         for arm, scores in arms.items():

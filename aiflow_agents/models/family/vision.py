@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aiflow_agents.models.family.config import VisionConfig
 from aiflow_agents.models.family.decoder import Cache, Span, _Reader
-from aiflow_agents.models.family.engine import MAX_ROWS, MIN_ROWS, STEP, Engine, Generated, Row, draw, uniforms
+from aiflow_agents.models.family.engine import MAX_ROWS, MIN_ROWS, STEP, Engine, Generated, Row, _up, draw, uniforms
 from aiflow_agents.models.protocol import Pass
 from aiflow_agents.wire.picture import Picture
 
@@ -66,7 +66,7 @@ class Eyes:
             hidden = torch.addmm(self.bias, patches.flatten(0, 1), self.patch.t()).view(len(filled), v.patches, -1)
             hidden = (hidden + self.places + self.cameras[[picture.camera for picture in filled]][:, None]).to(self.decoder.dtype)
             blocks = range(v.layer)
-            cache = Cache.new(self.decoder.config, len(filled), _up(v.patches), self.decoder.dtype, blocks)
+            cache = Cache.new(self.decoder.config, len(filled), _up(v.patches, STEP), self.decoder.dtype, blocks)
             states = self.decoder.run(hidden, cache, self._span(0, torch.arange(v.patches), v.patches), blocks)
             found += list(states[: len(some)].clone())
         return found
@@ -99,8 +99,8 @@ class Eyes:
         filled = [*members, *[members[-1]] * (MIN_ROWS - len(members))]
         rows, count, length = [one.row for one in filled], len(cameras) * v.patches, len(filled[0].row.prompt)
         room, below, above = max(row.room for row in rows), range(v.layer), range(v.layer, c.layers)
-        lower = Cache.new(c, len(rows), _up(length + room), decoder.dtype, below)
-        upper = Cache.new(c, len(rows), _up(count + length + room), decoder.dtype, above)
+        lower = Cache.new(c, len(rows), _up(length + room, STEP), decoder.dtype, below)
+        upper = Cache.new(c, len(rows), _up(count + length + room, STEP), decoder.dtype, above)
         # 1. the features of all cameras, each in its place -> keys and values, which know of no question
         if cameras:
             features = torch.stack([torch.cat([one.features[camera] for camera in cameras]) for one in filled])  # [rows, count, width]
@@ -108,10 +108,11 @@ class Eyes:
             decoder.run(features.to(decoder.dtype), upper, self._span(0, places, count), above)
         # 2. the prompt: by itself below, behind the features above
         behind = v.cameras * v.patches  # where text begins, whichever cameras are there
-        hidden = decoder.run(decoder.embed(torch.tensor([row.prompt for row in rows])), lower, decoder.prompt_span(0, length, _up(length)), below)
-        own = decoder.prompt_span(0, length, _up(count + length) - count).mask
+        tokens = torch.tensor([row.prompt for row in rows])
+        hidden = decoder.run(decoder.embed(tokens), lower, decoder.prompt_span(0, length, _up(length, STEP)), below)
+        own = decoder.prompt_span(0, length, _up(count + length, STEP) - count).mask
         mask = torch.cat((torch.zeros(1, length * c.group, count, dtype=decoder.dtype), own), -1)
-        span = Span(count, _up(count + length), decoder.turns(behind + torch.arange(length))[None, :, None, None], mask)
+        span = Span(count, _up(count + length, STEP), decoder.turns(behind + torch.arange(length))[None, :, None, None], mask)
         last = decoder.run(hidden, upper, span, above)[:, -1]
         # 3. the answer, a token for every row and step
         heat = torch.tensor([row.temperature for row in rows])[:, None]
@@ -142,10 +143,6 @@ class Eyes:
 
     def _span(self, first: int, places: Tensor, end: int) -> Span:
         """Positions that see all columns up to `end`, each other included."""
-        mask = torch.zeros(1, len(places) * self.decoder.config.group, _up(end), dtype=self.decoder.dtype)
+        mask = torch.zeros(1, len(places) * self.decoder.config.group, _up(end, STEP), dtype=self.decoder.dtype)
         mask[..., end:] = -torch.inf
-        return Span(first, _up(end), self.decoder.turns(places)[None, :, None, None], mask)
-
-
-def _up(columns: int) -> int:
-    return -(-columns // STEP) * STEP
+        return Span(first, _up(end, STEP), self.decoder.turns(places)[None, :, None, None], mask)
