@@ -8,10 +8,9 @@ from copy import copy
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import minimize
 
 from aiflow_agents.evals.scorer import Scorer
-from aiflow_agents.runtime.agent import Calibration
+from aiflow_agents.models.confidence import calibrate
 from aiflow_agents.runtime.run import Job, Result
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -111,21 +110,3 @@ def settings(topology: Topology) -> Settings:
     values = (getattr(topology, name) for name in type(topology).model_fields)
     with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # an abridged array would make two fitted topologies one
         return type(topology), tuple(value.tobytes() if isinstance(value, np.ndarray) else repr(value) for value in values)
-
-
-def calibrate(confidences: Sequence[float | None], correct: Sequence[bool]) -> Calibration:
-    """Slope and bias of logit(p) by maximum likelihood, with a weak pull to leave p as it is (Platt 1999; Guo et al. 2017)."""
-    pairs = [(p, right) for p, right in zip(confidences, correct, strict=True) if p is not None]
-    if len(pairs) < 20:
-        return Calibration()
-    p = np.clip([pair[0] for pair in pairs], 1e-6, 1 - 1e-6)
-    z, y = np.log(p / (1 - p)), np.array([pair[1] for pair in pairs], dtype=float)
-
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        s = w[0] * z + w[1]
-        error = 1 / (1 + np.exp(-s)) - y
-        pull = w - np.array([1.0, 0.0])
-        return float(np.sum(np.logaddexp(0, s) - y * s) + 0.5 * pull @ pull), np.array([error @ z, error.sum()]) + pull
-
-    slope, bias = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
-    return Calibration(float(slope), float(bias))

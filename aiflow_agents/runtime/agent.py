@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Literal
 
 from aiflow_agents.errors import MemberFailed, UnmetNeed
+from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
 from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
@@ -20,21 +21,6 @@ from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
 from aiflow_agents.wire.message import Cargo, Draft, Message
 
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Makes a confidence mean what it says: sigmoid(slope * logit(p) + bias). 1 / slope is the temperature."""
-
-    slope: float = 1.0
-    bias: float = 0.0
-
-    def __call__(self, p: float) -> float:
-        p = min(max(p, 1e-6), 1 - 1e-6)
-        logit = self.slope * math.log(p / (1 - p)) + self.bias
-        return 1.0 / (1.0 + math.exp(min(-logit, 700.0)))  # beyond that `exp` refuses
-
-
-AS_IT_IS = Calibration()
 _SINGLE = struct.Struct("<f")
 
 
@@ -201,7 +187,8 @@ class Agent:
         turns.append(Turn("user", asked._said))
         for message in heard:
             own = dialogue and message.author == self.name
-            turns.append(Turn("assistant", message._said) if own else Turn("user", message._said, message.author))
+            said = told(message._said, message._confidence) if "confidence" in self.info.capabilities and not own else message._said
+            turns.append(Turn("assistant", said) if own else Turn("user", said, message.author))
         if instruct:
             turns.append(Turn("user", instruct))
         seed = 0

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from aiflow_agents import catalog
 from aiflow_agents.config import line_of, load_yaml
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
+from aiflow_agents.models.confidence import AS_IT_IS, Calibration
 from aiflow_agents.models.protocol import Sampling, Shape
 from aiflow_agents.net.cost import named_shape
 from aiflow_agents.net.network import Network
 from aiflow_agents.net.together import gather
-from aiflow_agents.runtime.agent import AS_IT_IS, Agent, Calibration
+from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.wire.message import Message
 

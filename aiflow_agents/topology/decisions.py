@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import log
 from typing import Annotated, Any
 
@@ -16,8 +16,10 @@ from aiflow_agents.wire.message import Message, bring, standing_at
 
 
 async def collect(drafts: Sequence[Message], at: str) -> list[Message]:
-    """The answers alone, moved to `at`."""
-    return await bring([draft.as_("answer") for draft in drafts], at)
+    """The answers alone, moved to `at`. Who said nothing has no vote, unless nobody said anything."""
+    here = await bring([draft.as_("answer") for draft in drafts], at)
+    with standing_at(at):
+        return [message for message in here if message.answer] or here
 
 
 async def majority(drafts: Sequence[Message], *, at: str) -> Message:
@@ -31,17 +33,18 @@ async def majority(drafts: Sequence[Message], *, at: str) -> Message:
         return _spokesman(here, lambda message: support[message.answer])
 
 
-async def weighted(drafts: Sequence[Message], *, at: str) -> Message:
+async def weighted(drafts: Sequence[Message], *, at: str, voices: Mapping[str, float] | None = None) -> Message:
     """The answer least likely to have only mistaken supporters: the largest 1 - product(1 - confidence) over those who gave it.
 
-    Wants calibrated confidences; a member without one counts as 0.5.
+    Wants calibrated confidences; a member without one counts as 0.5. `voices`, by message id, is how often a draft counts where that is not once.
     """
     here = await collect(drafts, at)
     with standing_at(at):
         doubt: dict[str, float] = {}
         for message in here:
             confidence = 0.5 if message.confidence is None else message.confidence
-            doubt[message.answer] = doubt.get(message.answer, 0.0) - log(max(1 - confidence, 1e-9))
+            times = (voices or {}).get(message.id, 1.0)
+            doubt[message.answer] = doubt.get(message.answer, 0.0) - times * log(max(1 - confidence, 1e-9))
         return _spokesman(here, lambda message: doubt[message.answer])
 
 

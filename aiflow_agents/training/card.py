@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiflow_agents.config import dump_yaml
 from aiflow_agents.errors import UserError
+from aiflow_agents.models.confidence import calibrate, told
 from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.export import number_bytes, sizes
 from aiflow_agents.models.family.model import FamilyModel, model_info
@@ -19,7 +20,7 @@ from aiflow_agents.models.family.rank import Keep, spend
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training import recall
-from aiflow_agents.training.heard import MAX_ANSWER, answers
+from aiflow_agents.training.heard import MAX_ANSWER, answers, replies
 from aiflow_agents.training.inquiry import interview
 from aiflow_agents.training.readme import decomposed_readme, grown_readme, readme
 from aiflow_agents.training.recipe import Recipe
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 SEED = 2026
 COUNT = 300  # questions a skill; some skills have few more in the test split
 Right = dict[str, tuple[int, int]]  # skill -> (right, asked)
-Memo = dict[tuple[str, int, tuple[Question, ...]], list[str]]
+Memo = dict[tuple[str, int, tuple[Question, ...]], list[tuple[str, float]]]
 
 
 def exam(skills: Iterable[str], count_per_skill: int = COUNT, split: str = "test", seed: int = SEED) -> list[Question]:
@@ -115,10 +116,19 @@ def card_for(
         for name, where in folders.items():
             peer = FamilyModel.load(where or "")
             key = (peer.info.weights_hash, seed, tuple(questions))
-            said[name] = memo[key] if key in memo else memo.setdefault(key, answers(peer, questions))
+            found = memo[key] if key in memo else memo.setdefault(key, replies(peer, questions))
+            said[name] = [told(text, p) for text, p in _meant(peer, skills, seed, found)] if recipe.hears_confidence else [text for text, _ in found]
         heard = measure(model, skills, count_per_skill, "test", seed, said)
         note(f"{recipe.name}: {_total(heard)[0]:,} of {_total(heard)[1]:,} right when it hears {', '.join(names)}")
     return write_card(folder, recipe, seen(work / recipe.name), alone, heard, exits, more, seed=seed, command=command)
+
+
+def _meant(peer: Model, skills: Sequence[str], seed: int, found: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Answers with their probabilities, calibrated on dev questions."""
+    questions = exam(skills, COUNT // 3, "dev", seed)
+    tried = replies(peer, questions)
+    meant = calibrate([p for _, p in tried], [text == q.answer for (text, _), q in zip(tried, questions, strict=True)])
+    return [(text, meant(p)) for text, p in found]
 
 
 def _atlas(
@@ -156,8 +166,9 @@ def seen(folder: Path) -> dict[str, Any]:
 
 
 def peer_folder(name: str, peers: Path, work: Path) -> Path | None:
-    """Where the state of a peer after its phase `answer` is, or None. Looks in `peers` first, then in `work`."""
-    return next((folder for folder in (peers / name / "answer", work / name / "answer") if (folder / "model.safetensors").is_file()), None)
+    """Where a peer is as it was after its phase `answer`, in `peers` or in `work`; or else the finished model of that name in `peers`; or None."""
+    places = (peers / name / "answer", work / name / "answer", peers / name)
+    return next((folder for folder in places if (folder / "model.safetensors").is_file()), None)
 
 
 def write_card(

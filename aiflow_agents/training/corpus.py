@@ -12,17 +12,20 @@ from typing import NamedTuple
 
 import torch
 
+from aiflow_agents.models.confidence import told
 from aiflow_agents.skills.splits import Question, stream
+from aiflow_agents.training.recipe import Phase
 from aiflow_agents.training.tokenizer import EOS, PAD, encode, prompt_ids
 
 CHUNK = 2048  # questions drawn, sorted by length and cut into batches together
 
 
 class Heard(NamedTuple):
-    """A question and what each peer really answered to it."""
+    """A question, what each peer really answered to it, and with which calibrated confidence (none in pools of those who are not told)."""
 
     question: Question
     answers: dict[str, str]
+    sure: dict[str, float] = {}
 
 
 class Batch(NamedTuple):
@@ -53,18 +56,22 @@ def collate(examples: Sequence[tuple[list[int], int]]) -> Batch:
     return Batch(inputs, targets, sum(len(ids) for ids, _ in examples))
 
 
-def chunk(skills: Mapping[str, float], seed: int, index: int, batch: int, pool: Sequence[Heard] = (), truth: float = 0.0) -> Iterator[Batch]:
-    """The batches of chunk `index`. With a pool, half of the examples are pool questions followed by some peers' answers in any order.
+def chunk(
+    skills: Mapping[str, float], seed: int, index: int, batch: int, pool: Sequence[Heard] = (), truth: float = 0.0, phase: Phase | None = None
+) -> Iterator[Batch]:
+    """The batches of chunk `index`. With a pool, all but a share `phase.alone` of the examples are pool questions followed by some peers' answers,
+    `phase.least` or more, in any order, with how sure they were if `phase.sure`.
 
     In a share `truth` of these every peer says what is right.
     """
     rng = Random(f"chunk/{seed}/{index}")
-    questions = islice(stream(skills, "train", rng.getrandbits(48)), CHUNK // 2 if pool else CHUNK)
+    alone, least, sure = (phase.alone, phase.least, phase.sure) if phase else (0.5, 1, False)
+    questions = islice(stream(skills, "train", rng.getrandbits(48)), int(CHUNK * alone) if pool else CHUNK)
     examples = [example(question) for question in questions]
-    for item in rng.choices(pool, k=CHUNK // 2) if pool else ():
-        names = rng.sample(sorted(item.answers), rng.randint(1, len(item.answers)))
+    for item in rng.choices(pool, k=CHUNK - int(CHUNK * alone)) if pool else ():
+        names = rng.sample(sorted(item.answers), rng.randint(min(least, len(item.answers)), len(item.answers)))
         said = dict.fromkeys(names, item.question.answer) if truth and rng.random() < truth else item.answers
-        examples.append(example(item.question, tuple((name, said[name]) for name in names)))
+        examples.append(example(item.question, tuple((name, told(said[name], item.sure[name] if sure else None)) for name in names)))
     examples.sort(key=lambda one: len(one[0]))
     starts = list(range(0, len(examples), batch))
     rng.shuffle(starts)

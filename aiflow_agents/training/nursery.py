@@ -100,7 +100,7 @@ class Nursery:
                 found = collect(models, skills, self.questions, POOL_SEED, self.note)
             save_pool(found, path)
             self.note(f"pool: {path}")
-        return load_pool(path, phase.peers)
+        return load_pool(path, phase.peers, phase.sure)
 
     def card(self, recipe: Recipe, command: str = "", count_per_skill: int = COUNT, seed: int = SEED) -> dict[str, Any]:
         """Measure the finished model and write its card. Returns what card.json holds."""

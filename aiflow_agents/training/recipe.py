@@ -58,6 +58,8 @@ class Phase(Strict):
     model first learns to repeat (a million tokens; where most of what it hears is wrong, not in three), then whom.
     `recall`: the facts of the recipe's shard of the atlas are learned by heart. `ask`: to ask peers who have such shards, in worlds
     whose names are drawn anew for every question, where they are right, wrong and silent as they really are.
+    A share `alone` of the questions is asked without anything heard; the others come with the answers of `least` peers or more, and with `sure` also
+    with how sure each was, calibrated: `296~97`.
     `skills`: instead of the recipe's own, in this phase.
     """
 
@@ -68,6 +70,9 @@ class Phase(Strict):
     warmup: float = Field(0.03, ge=0, lt=1)
     peers: tuple[Name, ...] = ()
     truth: float = Field(0.0, ge=0, le=1)
+    alone: float = Field(0.5, ge=0, lt=1)
+    least: Positive = 1
+    sure: bool = False
     skills: Skills | None = None
 
     @model_validator(mode="after")
@@ -142,6 +147,11 @@ class Recipe(Strict):
         if phases[0].kind == "hear":
             raise ValueError("the first phase must not be of kind `hear`: peers hear what a model answers before it")
         return phases
+
+    @property
+    def hears_confidence(self) -> bool:
+        """Whether the model was taught to hear how sure others are. All its phases of kind `hear` teach it, or none."""
+        return any(phase.sure for phase in self.phases)
 
     @property
     def answering(self) -> int:

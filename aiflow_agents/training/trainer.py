@@ -90,7 +90,7 @@ class Trainer(Training):
             return inquiry.chunk(self._studied[1], self.recipe.name, skills, seed, chunk, now.batch)
         heard = self.pool if now.kind == "hear" else ()
         truth = now.truth * max(0.0, 1 - self.state["tokens"] / now.tokens)
-        return corpus.chunk(skills, seed, chunk, now.batch, heard, truth)
+        return corpus.chunk(skills, seed, chunk, now.batch, heard, truth, now)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         if not self.recipe.travel_noise:
@@ -103,6 +103,8 @@ class Trainer(Training):
         from transformers import AutoModelForCausalLM
 
         copy: Any = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.bfloat16)
+        if self.recipe.hears_confidence:
+            copy.config.hears = "confidence"  # which `models.family` gives it, where the speaker says it
         if self.recipe.exits:
             add_branches(copy, sorted(self.recipe.exits))
         if self.recipe.vision:

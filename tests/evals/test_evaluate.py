@@ -205,3 +205,12 @@ def test_no_cluster_at_that_address_is_said_at_once() -> None:
     with pytest.raises(UserError, match="no Ray cluster at 127.0.0.1:1: .*refused.*ray start --head"):
         start_hosts("ray", "127.0.0.1:1")
     assert time.monotonic() - began < 15
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(runtime: str, address: str | None = None) -> Any:
+        raise Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup")
+
+    monkeypatch.setattr("aiflow_agents.evals.evaluate.open_hosts", slow)
+    with pytest.raises(UserError, match="Ray did not start in time.*--runtime inline"):
+        start_hosts("ray")

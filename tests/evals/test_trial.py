@@ -10,7 +10,8 @@ import pytest
 import statsmodels.api as sm
 
 from aiflow_agents.evals.scorer import exact
-from aiflow_agents.evals.trial import DevTrial, calibrate
+from aiflow_agents.evals.trial import DevTrial
+from aiflow_agents.models.confidence import calibrate
 from aiflow_agents.runtime.run import Job, Result
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.topology.base import Topology

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
+from aiflow_agents.models.confidence import Calibration
 from aiflow_agents.models.protocol import GREEDY, CallError, Reply, Request, Sampling, Turn
-from aiflow_agents.runtime.agent import Calibration
 from aiflow_agents.runtime.run import Job
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.wire.frame import decode_text
@@ -34,6 +34,19 @@ def test_a_request_holds_the_role_the_question_what_was_heard_and_the_instructio
     assert stage.do(team, run).error is None
     turns = Turn("system", "be brief"), Turn("user", "6*7="), Turn("user", " 42 ", "tim"), Turn("user", "42", "tim"), Turn("user", "answer again")
     assert stage.asked == [Request((Turn("user", "6*7="),)), Request(turns, max_tokens=7)]
+
+
+def test_who_was_taught_to_hears_how_sure_the_others_are(stage: Any) -> None:
+    team = stage.team(ann="phone", tim=("phone", lambda request: ("42", 0.974)), sue=("phone", lambda request: ("41", None)))
+    keen = replace(team["ann"], info=replace(team["ann"].info, capabilities=frozenset({"confidence"})))
+
+    async def run(team: Any) -> Any:
+        heard = [await team["tim"].ask("q"), await team["sue"].ask("q")]
+        await team["ann"].ask("q", heard=heard)
+        return await keen.ask("q", heard=heard)
+
+    assert stage.do(team, run).error is None
+    assert [[turn.content for turn in request.messages[1:]] for request in stage.asked[2:]] == [["42", "41"], ["42~97", "41"]]
 
 
 def test_in_a_dialogue_its_own_words_are_its_own_turns(stage: Any) -> None:

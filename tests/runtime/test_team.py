@@ -10,9 +10,9 @@ import pytest
 
 from aiflow_agents import catalog
 from aiflow_agents.errors import ConfigError, NoRoute, UnknownName, UserError
+from aiflow_agents.models.confidence import Calibration
 from aiflow_agents.models.protocol import Sampling
 from aiflow_agents.net.cost import named_shape
-from aiflow_agents.runtime.agent import Calibration
 from aiflow_agents.runtime.team import Team
 
 NETWORK = """\

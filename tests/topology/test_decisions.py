@@ -116,3 +116,9 @@ def test_decisions_are_parameters_by_name() -> None:
     assert Pattern(decide=mine).learned() == {"decide": "mine"}
     with pytest.raises(UserError, match="no decision named 'mayority'; did you mean majority"):
         load_topology("debate", {"decide": "mayority"})
+
+
+@pytest.mark.parametrize("decision", [majority, weighted, most_confident])
+def test_who_said_nothing_has_no_vote_unless_nobody_said_anything(decision: Any) -> None:
+    assert decided(decision, [("", 0.9), ("", 0.9), ("a", 0.2)]).answer == "a"
+    assert decided(decision, [("", 0.1), ("", 0.9)]).id == "m.1"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from aiflow_agents.errors import UnknownName, UnmetNeed, UserError
+from aiflow_agents.runtime.task import Task
 from aiflow_agents.topology.load import load_topology
 
 
@@ -42,3 +43,15 @@ def test_what_it_needs_is_checked_before_the_run(team: Any) -> None:
         load_topology("mixture").check(team.only("ann"))
     with pytest.raises(UserError, match="parameter layers: .*greater than 0"):
         load_topology("mixture", {"layers": 0})
+
+
+def test_with_a_vote_the_aggregator_has_so_many_voices_beside_the_drafts(stage: Any) -> None:
+    def sure(first: str, p: float) -> Any:
+        return lambda request: ("new", 0.6) if len(request.messages) > 1 else (first, p)
+
+    team = stage.team(ann=("phone", sure("old", 0.7)), bob=("phone", sure("old", 0.5)), tim=("tower", sure("old", 0.4)))
+    answers = {}
+    for trust in (None, 1.0, 4.0):
+        topology = load_topology("mixture", {"vote": True, "trust": trust})
+        answers[trust] = stage.do(team, lambda team, topology=topology: topology.run(Task("t", "q", ""), team)).answer
+    assert answers == {None: "new", 1.0: "old", 4.0: "new"}  # 1 - 0.3 * 0.5 * 0.6 = 0.91 against 0.6 and 1 - 0.4 ** 4 = 0.97

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from aiflow_agents.errors import UnmetNeed, UserError
-from aiflow_agents.runtime.agent import Calibration
+from aiflow_agents.models.confidence import Calibration
 from aiflow_agents.topology.load import load_topology
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from aiflow_agents.skills.questions import TRAINED
 from aiflow_agents.skills.splits import Question, split_of, stream
 from aiflow_agents.training.corpus import Batch, Heard, chunk, collate, example
+from aiflow_agents.training.recipe import Phase
 from aiflow_agents.training.tokenizer import EOS, PAD, VOCABULARY
 
 TOKENS = {index: token for token, index in VOCABULARY.items()}
@@ -68,3 +69,14 @@ def test_padding_is_right_of_everything_and_carries_no_loss() -> None:
     assert (batch.targets != PAD).all()
     assert (batch.targets == EOS).sum() == 2
     assert batch.tokens == sum(len(example(*one)[0]) for one in ((short,), (long, (("elm", "abc"),))))
+
+
+@pytest.mark.usefixtures("small")
+def test_who_is_told_how_sure_peers_are_hears_it_behind_each_answer() -> None:
+    pool = [one._replace(sure={"ash": 0.974, "elm": 0.0312}) for one in pool_of(list(islice(stream({"add": 1}, "train", 5), 8)))]
+    phase = Phase(kind="hear", tokens=1, peers=("ash", "elm"), sure=True, alone=0.25, least=2)
+    said = [text for batch in chunk({"add": 1}, 3, 0, 16, pool, phase=phase) for text, _ in rows(batch)]
+    heard = [text.partition("<assistant>")[0].split("<heard>")[1:] for text in said]
+    assert [len(turns) for turns in heard].count(0) == len(said) // 4
+    assert {len(turns) for turns in heard} == {0, 2}  # at least two of two
+    assert {(turn.partition(":")[0], turn.partition("~")[2]) for turns in heard for turn in turns} == {("ash", "97"), ("elm", "03")}

@@ -47,7 +47,7 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
         engine="family",
         dtype=dtype,
         shape=cut(config.shape(DTYPE_BYTES[dtype]), linears(path), at),
-        capabilities=_capabilities(config),
+        capabilities=_capabilities(config) | ({"confidence"} if read_json(Path(path) / "config.json").get("hears") == "confidence" else set()),
         max_context=config.max_context,
         codecs=_codecs(Path(path), whole),
     )
