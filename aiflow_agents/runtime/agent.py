@@ -26,7 +26,7 @@ _SINGLE = struct.Struct("<f")
 
 @dataclass(frozen=True, eq=False)
 class Agent:
-    """`folder` holds the model, `node` is where it computes, `home` where questions arise."""
+    """`folder` holds the model (or is the key of another backend), `node` is where it computes, `home` where questions arise."""
 
     name: str
     folder: str

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Protocol
 
 from aiflow_agents.errors import AIFlowError
@@ -84,14 +83,11 @@ def _unpacked(packed: tuple[dict[str, int], Any]) -> Bundle:
     return {digest: data[end - length : end].tobytes() for (digest, length), end in zip(lengths.items(), ends, strict=True)}
 
 
-def load_model(folder: str) -> Model:
-    """Load a model folder with our own engine, which has this process's one torch thread."""
-    import torch
+def load_model(key: str) -> Model:
+    """Load what stands behind a key: a model folder with our own engine, or another backend. Torch has this process's one thread."""
+    from aiflow_agents.models.backends import behind
 
-    from aiflow_agents.models.family.model import FamilyModel
-
-    torch.set_num_threads(1)
-    return FamilyModel.load(Path(folder))
+    return behind(key).load()
 
 
 class Origins:

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from aiflow_agents import catalog
 from aiflow_agents.config import line_of, load_yaml
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
+from aiflow_agents.models.backends import Behind, Kind
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration
+from aiflow_agents.models.http import Endpoint
 from aiflow_agents.models.protocol import Sampling, Shape
 from aiflow_agents.net.cost import named_shape
 from aiflow_agents.net.network import Network
@@ -39,6 +41,7 @@ class MemberFile(BaseModel):
     """One member of a team file."""
 
     model_config = ConfigDict(extra="forbid")
+    backend: Kind = "family"
     model: str = Field(description="a model's name or folder")
     tier: Literal["device", "edge", "cloud"]
     node: str | None = None
@@ -49,11 +52,30 @@ class MemberFile(BaseModel):
     costs_as: str | None = None
     exit: Annotated[int, Field(ge=0)] | None = None
     keep: Annotated[float, Field(gt=0, le=1, description="share of a decomposed model's parameters")] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="of the backend `transformers`; default: float32")
+    http: Endpoint | None = Field(default=None, description="where the backend `http` asks: url, key, ...")
 
     @field_validator("model")
     @classmethod
     def _model_is_there(cls, name: str, info: ValidationInfo) -> str:
+        if info.data.get("backend") == "http":
+            return name
+        if info.data.get("backend") == "transformers":  # a folder beside the file, a model of ours, or a name on the hub
+            beside = (_beside(info) or Path()) / name
+            return str(beside) if beside.is_dir() else _ours(name) or name
         return _known(lambda: str(catalog.find("model", name, base=_beside(info)).path))
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_backend(self) -> MemberFile:
+        if self.backend != "family" and (self.exit is not None or self.keep is not None):
+            raise ValueError(f"exit and keep choose a part of a family; the backend {self.backend} has none")
+        if (self.backend == "http") != (self.http is not None):
+            raise ValueError("the backend http needs http: {url: ...}" if self.http is None else f"http is not for the backend {self.backend}")
+        if self.backend == "http" and self.costs_as is None:
+            raise ValueError("of a model behind an endpoint nobody knows what it costs: name a shape with costs_as")
+        if self.dtype is not None and self.backend != "transformers":
+            raise ValueError(f"dtype is for the backend transformers, not {self.backend}")
+        return self
 
     @field_validator("costs_as")
     @classmethod
@@ -73,6 +95,14 @@ class TeamFile(BaseModel):
     @classmethod
     def _network_is_there(cls, name: str, info: ValidationInfo) -> str:
         return _known(lambda: str(catalog.find("network", name, base=_beside(info)).path))
+
+
+def _ours(name: str) -> str | None:
+    """The folder of a model that is in the catalog."""
+    try:
+        return str(catalog.find("model", name).path)
+    except UserError:
+        return None
 
 
 def _beside(info: ValidationInfo) -> Path | None:
@@ -192,8 +222,11 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_
 
     key = "model"
     keep: Keep = 1.0
+    shape = asdict(named_shape(spec.costs_as)) if spec.costs_as else None
+    options = spec.http.model_dump(exclude_defaults=True) if spec.http else {}
+    backend = Behind(kind=spec.backend, model=spec.model, dtype=spec.dtype or "float32", options=options, shape=(spec.http and shape) or {})
     try:
-        info = model_info(spec.model)
+        info = backend.info()
         if spec.keep is not None:
             key = "keep"
             keep = spend(spec.model, spec.keep)
@@ -205,7 +238,7 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_
         raise _mistake(str(error), file, member, key) from None
     return Agent(
         name=member,
-        folder=spec.model,
+        folder=backend.key,
         info=info,
         node=node,
         home=home,
@@ -213,7 +246,7 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_
         prompt=spec.prompt,
         sampling=Sampling(spec.sampling.temperature, spec.sampling.top_p),
         max_tokens=spec.max_tokens or max_tokens,
-        shape=Shape(**asdict(named_shape(spec.costs_as))) if spec.costs_as else None,
+        shape=Shape(**shape) if shape else None,
         exit=spec.exit,
         keep=spec.keep,
     )

@@ -110,14 +110,6 @@ def _bit(op: str, a: int, b: int) -> int:
     return a & b if op == "&" else a | b if op == "|" else a ^ b
 
 
-def pairs(rng: Random) -> tuple[str, str]:
-    """Look up one arrow among pairs that share no letter: `km ax mc:a>` -> `x`. What `hops` is made of."""
-    letters = rng.sample(LETTERS, 8)
-    shown = ["".join(letters[i : i + 2]) for i in range(0, 8, 2)]
-    which = rng.choice(shown)
-    return f"{' '.join(shown)}:{which[0]}>", which[1]
-
-
 def hops(rng: Random) -> tuple[str, str]:
     """Follow arrows: `km ak mc:a2>` -> `m`; the pairs come in any order."""
     count = rng.randint(1, 3)
@@ -160,6 +152,6 @@ def bigmul(rng: Random) -> tuple[str, str]:
 
 
 SKILLS: dict[str, Draw] = {
-    f.__name__: f for f in (add, mul, mod, sort, caesar, most, rank, date, clock, roman, bits, pairs, hops, chain, nest, bigmul)
+    f.__name__: f for f in (add, mul, mod, sort, caesar, most, rank, date, clock, roman, bits, hops, chain, nest, bigmul)
 }
 TRAINED = tuple(name for name in SKILLS if name != "bigmul")

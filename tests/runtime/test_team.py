@@ -201,3 +201,40 @@ def test_shipped_teams_stand_on_shipped_networks(team: str, network: Any) -> Non
     for agent in loaded:
         assert agent.info.max_context > 0 and "logprobs" in agent.info.capabilities
         assert loaded.network.route(loaded.home, agent.node) or agent.node == loaded.home
+
+
+MIXED = """\
+network: flat
+members:
+  ann: {model: alder, tier: device}
+  bob: {backend: transformers, model: birch, tier: device}
+  tim: {backend: http, model: gpt, tier: edge, costs_as: qwen3-8b, http: {url: "http://127.0.0.1:9/v1", logprobs: true}}
+"""
+
+
+def test_one_team_mixes_engines(place: Path) -> None:
+    (place / "agents/mixed.yaml").write_text(MIXED)
+    team = Team.load("mixed")
+    assert [agent.info.engine for agent in team] == ["family", "transformers", "http"]
+    assert team["bob"].info.shape == Team.load("home")["bob"].info.shape
+    assert team["tim"].shape is not None and team["tim"].shape.layers == named_shape("qwen3-8b").layers
+    assert team["tim"].info.capabilities == {"logprobs"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{backend: http, model: gpt, tier: edge, costs_as: qwen3-8b}", "the backend http needs http: {url: ...}"),
+        ("{backend: http, model: gpt, tier: edge, http: {url: 'http://h/v1'}}", "name a shape with costs_as"),
+        ("{backend: http, model: gpt, tier: edge, costs_as: qwen3-8b, http: {url: 'h/v1'}}", "expected http"),
+        ("{model: alder, tier: edge, http: {url: 'http://h/v1'}}", "http is not for the backend family"),
+        ("{backend: transformers, model: alder, tier: edge, exit: 1}", "the backend transformers has none"),
+        ("{model: alder, tier: edge, dtype: float16}", "dtype is for the backend transformers"),
+        ("{backend: mlx, model: alder, tier: edge}", "expected 'family', 'transformers' or 'http', found 'mlx'"),
+    ],
+)
+def test_what_does_not_belong_to_a_backend_is_said_with_its_line(place: Path, line: str, said: str) -> None:
+    (place / "agents/mixed.yaml").write_text(f"network: flat\nmembers:\n  tim: {line}\n")
+    with pytest.raises(ConfigError, match=r"mixed.yaml:3: ") as error:
+        Team.load("mixed")
+    assert said in str(error.value)
