@@ -31,7 +31,7 @@ def evaluate(
     team: Annotated[str | None, typer.Option(help="Another team than the suite's own.", show_default=False)] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the suite's or team's own.", show_default=False)] = None,
     topology: Annotated[
-        list[str] | None, typer.Option(help="Only this topology; may be given several times. Parameters with -T.", show_default=False)
+        list[str] | None, typer.Option(help="Only this topology; repeatable. One alone is the one that is judged, instead of the best on dev.", show_default=False)
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of every --topology given.", show_default=False)

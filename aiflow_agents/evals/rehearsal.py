@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from aiflow_agents.errors import NotHere, UnmetNeed, UserError
-from aiflow_agents.evals.rivals import MOST_SAMPLES
+from aiflow_agents.evals.rivals import MOST_SAMPLES, TEMPERATURES
 from aiflow_agents.evals.runner import Evaluation, Silence
 from aiflow_agents.models.protocol import Parcel, Reply, Request
 from aiflow_agents.runtime.hosts import Answers, Batches
@@ -24,8 +24,7 @@ from aiflow_agents.runtime.team import Team
 
 ENDLESS = 2000  # calls for one question, after which a rehearsal is broken off
 FEW = 4  # tasks that stand for all
-SAMPLED = "self-consistency@"  # rivals that take as many samples as they need,
-TEMPERATURES = 4  # and at how many temperatures on dev
+SAMPLED = "self-consistency@", "vote@flops"  # rivals that take as many samples as they need, of one member or of all
 
 
 def rehearse(evaluation: Evaluation) -> None:
@@ -50,7 +49,7 @@ def rehearse_one(topology: Runs, team: Team, task: Task) -> None:
 def calls_at_most(evaluation: Evaluation) -> dict[str, Any]:
     """What a run would ask of its members, as plain data: arms with their calls a task, and calls of the whole run, each at most.
 
-    Equal calls are made once, so the whole is less than the sum. Self-consistency as a rival is counted with as many samples as it may ever take.
+    Equal calls are made once, so the whole is less than the sum. Rivals that sample are counted with as many samples as they may ever take.
     Raises UserError where a topology learns or does nothing sensible with pretended answers.
     """
     team, repeats = evaluation.team, evaluation.repeats
@@ -63,16 +62,17 @@ def calls_at_most(evaluation: Evaluation) -> dict[str, Any]:
         for arm in arms:
             sampled = arm.name.startswith(SAMPLED)
             results = [] if sampled else test.execute([Job(arm.name, arm.topology, task, trial.team) for task in few.test])
-            calls[arm.name] = MOST_SAMPLES if sampled else max(result.usage.calls for result in results)
+            most_samples = MOST_SAMPLES * (len(team) if arm.name == SAMPLED[1] else 1)
+            calls[arm.name] = most_samples if sampled else max(result.usage.calls for result in results)
             if (most := arm.topology.most_calls()) > calls[arm.name]:
                 unseen, calls[arm.name] = unseen + most - calls[arm.name], most
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the calls cannot be counted: with pretended answers, {type(error).__name__}: {error}") from error
-    samples = MOST_SAMPLES * sum(name.startswith(SAMPLED) for name in calls)
-    on_dev = math.ceil((dev.memory.executed / len(few.dev) + (samples and TEMPERATURES * MOST_SAMPLES) + unseen) * len(evaluation.dev))
-    on_test = math.ceil((test.memory.executed / len(few.test) + samples + unseen) * len(evaluation.test) * repeats)
+    samples = [most for name, most in calls.items() if name.startswith(SAMPLED)]
+    on_dev = math.ceil((dev.memory.executed / len(few.dev) + len(TEMPERATURES) * max(samples, default=0) + unseen) * len(evaluation.dev))
+    on_test = math.ceil((test.memory.executed / len(few.test) + sum(samples) + unseen) * len(evaluation.test) * repeats)
     return {
         "suite": evaluation.suite.name,
         "team": team.name,

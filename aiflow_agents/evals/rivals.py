@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from random import Random
 
+from pydantic import NonNegativeFloat, PositiveInt
+
+from aiflow_agents.models.protocol import Sampling
+from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.scene import stable_hash
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology, Trial
+from aiflow_agents.topology.decisions import Decision, majority, weighted
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.wire.message import Message
 
-MOST_SAMPLES = 64  # self-consistency stops improving long before
-RIVALS = ("self-consistency@flops", "self-consistency@tokens", "self-talk", "random", "vote", "vote@weighted", "vote@most-confident", "oracle")
+MOST_SAMPLES = 64  # of one member; self-consistency stops improving long before
+TEMPERATURES = (0.3, 0.5, 0.7, 1.0)  # those that self-consistency tries
+RIVALS = (
+    "self-consistency@flops", "self-consistency@tokens", "self-talk", "random", "vote", "vote@weighted", "vote@most-confident", "vote@flops", "oracle",
+)  # fmt: skip
 
 
 class SelfTalk(Topology):
@@ -39,6 +48,22 @@ class RandomPick(Topology):
         return await Random(stable_hash(self.seed, task.id)).choice(list(team)).ask(task.question)
 
 
+class SampledVote(Topology):
+    """Every member answers `samples` times, and nobody hears anybody; all answers are one vote at home.
+
+    Weighted, an answer has the evidence of each of its samples: members count by how sure they are and how often they say it.
+    """
+
+    samples: PositiveInt
+    temperature: NonNegativeFloat
+    decide: Decision = majority
+
+    async def run(self, task: Task, team: Team) -> Message:
+        sampling = Sampling(self.temperature)
+        drafts = await gather(agent.ask(task.question, sampling=sampling, sample=i) for agent in team for i in range(self.samples))
+        return await self.decide(drafts, at=team.home)
+
+
 def self_consistency(trial: Trial, budget: float, cost: int) -> Topology:
     """Self-consistency of the best member at `budget` or just above it on dev, and at the temperature that is best on dev.
 
@@ -47,21 +72,56 @@ def self_consistency(trial: Trial, budget: float, cost: int) -> Topology:
     """
     measure = trial.accuracy if cost == 1 else trial.tokens  # type: ignore[attr-defined]
     best = trial.best_member
-    one, two = (measure(load_topology("self-consistency", {"member": best, "samples": n, "temperature": 0.7}))[1] for n in (1, 2))
-    samples = 1 + max(0, ceil((budget - one) / max(two - one, 1e-9)))
-    greedy = load_topology("single", {"member": best})
-    sampled = load_topology("self-consistency", {"member": best, "samples": min(samples, MOST_SAMPLES)}).fit(trial)
-    while measure(sampled)[1] < budget and samples < MOST_SAMPLES:  # later samples, or other temperatures, may be shorter than those two were
+
+    def costs(samples: int) -> float:
+        return measure(load_topology("self-consistency", {"member": best, "samples": samples, "temperature": 0.7}))[1]
+
+    greedy, samples = load_topology("single", {"member": best}), _first_guess(costs, budget)
+    sampled = load_topology("self-consistency", {"member": best, "samples": samples}).fit(trial)
+    sampled = _up_to(sampled, samples, lambda topology: measure(topology)[1], budget)
+    return max((greedy, sampled), key=lambda topology: trial.accuracy(topology)[0])
+
+
+def members_vote(trial: Trial, topology: Topology) -> Topology:
+    """The vote of the same members at the FLOPs of `topology`, or just above, on dev: what talking must beat to be worth more than asking again.
+
+    Each member answers as often as that takes. By majority or weighted, greedy or sampled, and at which temperature: whatever is best on dev.
+    Where a greedy answer of each already costs as much, nothing is sampled. The topology itself, where it is a vote, is no rival.
+    """
+    greedy = [vote for vote in (load_topology("majority"), load_topology("weighted")) if vote.needs.missing(trial.team) is None]
+    votes, budget = [vote for vote in greedy if not _same(vote, topology)], trial.accuracy(topology)[1]
+    if trial.accuracy(greedy[0])[1] < budget or not votes:
+        samples = _first_guess(lambda n: trial.accuracy(SampledVote(samples=n, temperature=0.7))[1], budget)
+        decisions = (majority, weighted)[: len(greedy)]
+        tried = [SampledVote(samples=samples, temperature=t, decide=decide) for t in TEMPERATURES for decide in decisions]
+        sampled: Topology = max(tried, key=lambda vote: trial.accuracy(vote)[0])
+        votes.append(_up_to(sampled, samples, lambda vote: trial.accuracy(vote)[1], budget))
+    return max(votes, key=lambda vote: trial.accuracy(vote)[0])
+
+
+def _same(one: Topology, other: Topology) -> bool:
+    return (one.name(), one.learned()) == (other.name(), other.learned())
+
+
+def _first_guess(cost: Callable[[int], float], budget: float) -> int:
+    """How many samples cost `budget`, rounded up, if each costs as much as the second: the first also reads the question."""
+    one, two = cost(1), cost(2)
+    return min(1 + max(0, ceil((budget - one) / max(two - one, 1e-9))), MOST_SAMPLES)
+
+
+def _up_to(sampled: Topology, samples: int, cost: Callable[[Topology], float], budget: float) -> Topology:
+    """With more samples, until it costs `budget`: later samples, or other temperatures, may be shorter than those of the guess were."""
+    while cost(sampled) < budget and samples < MOST_SAMPLES:
         samples += 1
         sampled = sampled.model_copy(update={"samples": samples})
-    return max((greedy, sampled), key=lambda topology: trial.accuracy(topology)[0])
+    return sampled
 
 
 def rivals(trial: Trial, best_topology: Topology, seed: int) -> dict[str, Topology]:
     """All rivals of a topology, by arm name. The oracle is not among them: it is worked out from the members' answers."""
-    best = trial.best_member
-    arms = {
-        "self-consistency@flops": self_consistency(trial, trial.accuracy(best_topology)[1], 1),
+    best, flops = trial.best_member, trial.accuracy(best_topology)[1]
+    arms: dict[str, Topology] = {
+        "self-consistency@flops": self_consistency(trial, flops, 1),
         "self-consistency@tokens": self_consistency(trial, trial.tokens(best_topology)[1], 2),  # type: ignore[attr-defined]
         "self-talk": SelfTalk(member=best),
         "random": RandomPick(seed=seed),
@@ -70,7 +130,7 @@ def rivals(trial: Trial, best_topology: Topology, seed: int) -> dict[str, Topolo
         votes = {"vote": ("majority", {}), "vote@weighted": ("weighted", {}), "vote@most-confident": ("weighted", {"decide": "most-confident"})}
         for arm, (name, parameters) in votes.items():
             vote = load_topology(name, parameters)
-            same = (vote.name(), vote.learned()) == (best_topology.name(), best_topology.learned())
-            if vote.needs.missing(trial.team) is None and not same:
+            if vote.needs.missing(trial.team) is None and not _same(vote, best_topology):
                 arms[arm] = vote
+        arms["vote@flops"] = members_vote(trial, best_topology)
     return arms

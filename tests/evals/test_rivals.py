@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aiflow_agents.evals.rivals import MOST_SAMPLES, RIVALS, RandomPick, SelfTalk, rivals, self_consistency
+from aiflow_agents.evals.rivals import MOST_SAMPLES, RIVALS, RandomPick, SampledVote, SelfTalk, members_vote, rivals, self_consistency
 from aiflow_agents.topology.load import load_topology
 
 
@@ -65,6 +65,53 @@ def test_where_greedy_is_better_on_dev_it_is_the_rival(team: Any) -> None:
 )  # fmt: skip
 def test_all_rivals_but_the_one_that_is_the_team_itself(team: Any, best: Any, missing: set[str]) -> None:
     assert set(rivals(Trial(team), load_topology(*best), 0)) == {*RIVALS} - missing - {"oracle"}
+
+
+class Votes(Trial):
+    """`right(decision, samples, temperature)`; a greedy answer costs 1 each, sample i of one member `price(i)`; the topology judged costs `budget`."""
+
+    def __init__(self, team: Any, budget: float, right: Any, price: Any = lambda i: 1.0):
+        super().__init__(team, right, price)
+        self.budget = budget
+
+    def accuracy(self, topology: Any) -> tuple[float, float]:
+        if topology.name() in ("majority", "weighted"):
+            return self.right(topology.name(), 0, 0), len(self.team)
+        if topology.name() == "sampled-vote":
+            return self.right(topology.decide.__name__, topology.samples, topology.temperature), len(self.team) * sum(map(self.price, range(topology.samples)))
+        return 0.9, self.budget
+
+
+@pytest.mark.parametrize(("budget", "samples"), [(12, 4), (12.1, 5), (30, 10), (10_000, MOST_SAMPLES)])
+def test_every_member_votes_as_often_as_the_budget_allows_rounded_up(team: Any, budget: float, samples: int) -> None:
+    rival: Any = members_vote(Votes(team, budget, lambda decide, n, t: t if t < 1 else 0), load_topology("debate"))
+    assert (type(rival), rival.samples, rival.temperature) == (SampledVote, samples, 0.7)
+    made = Votes(team, budget, lambda decide, n, t: t if t < 1 else 0, lambda i: 1.0 if i < 2 else 0.4)
+    assert made.accuracy(longer := members_vote(made, load_topology("debate")))[1] >= budget or longer.samples == MOST_SAMPLES  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("best", [("majority", False), ("weighted", False), ("majority", True), ("weighted", True)])
+def test_the_best_vote_on_dev_is_the_rival(team: Any, best: tuple[str, bool]) -> None:
+    """Greedy or sampled, by majority or weighted."""
+    rival: Any = members_vote(Votes(team, 30, lambda decide, n, t: 0.8 if (decide, n > 0) == best and t in (0, 0.3) else 0.6), load_topology("debate"))
+    decide, sampled = best
+    assert (rival.decide.__name__, rival.samples, rival.temperature) == (decide, 10, 0.3) if sampled else rival.name() == decide
+
+
+def test_nothing_is_sampled_where_one_answer_each_costs_as_much_and_a_vote_is_not_its_own_rival(team: Any) -> None:
+    cheap = Votes(team, 3, lambda decide, n, t: 1.0 if n else 0.7 if decide == "weighted" else 0.6)
+    assert members_vote(cheap, load_topology("debate")).name() == "weighted"
+    assert members_vote(cheap, load_topology("weighted")).name() == "majority"
+
+
+def test_all_samples_of_all_members_are_one_vote(stage: Any, team: Any) -> None:
+    """Ann and Bob mostly say one thing, Tim always another, and is surer."""
+    mostly = {name: lambda request: ("this" if request.seed % 4 else str(request.seed), 0.5) for name in ("ann", "bob")}
+    stage.say |= mostly | {"tim": lambda request: ("that", 0.95)}
+    votes = [stage.run(SampledVote(samples=8, temperature=0.7, decide=decide), team)[0] for decide in ("majority", "weighted")]
+    assert [vote.answer for vote in votes] == ["this", "that"] and {vote.usage.calls for vote in votes} == {24}
+    asked = Counter((request.sampling.temperature, len(request.messages)) for request in stage.asked)
+    assert asked == {(0.7, 1): 48} and len({request.seed for request in stage.asked}) == 24  # nobody hears anybody; each draw is another one
 
 
 def test_flops_and_tokens_are_budgets_of_their_own(team: Any) -> None:

@@ -66,7 +66,8 @@ def test_the_folder_holds_what_was_promised(room: Any, specialists: Any) -> None
     assert {"schema", "run_id", "suite", "seed", "split", "git", "packages", "n_tasks", "arms", "best_member", "best_topology", "verdicts"} <= {*summary}
     assert (summary["suite"], summary["seed"], summary["split"], summary["n_tasks"], summary["run_id"]) == ("quiz", 0, "test", 45, folder.name)
     members, topologies = {"ann", "bob", "cid"}, {"majority", "weighted", "router"}
-    rivals = {"self-consistency@flops", "self-consistency@tokens", "self-talk", "random", "vote", "vote@weighted", "vote@most-confident", "oracle"}
+    rivals = {"self-consistency@flops", "self-consistency@tokens", "self-talk", "random", "vote", "vote@weighted", "vote@most-confident"}
+    rivals |= {"vote@flops", "oracle"}
     rivals -= {"vote@weighted"} if summary["best_topology"]["arm"] == "weighted" else set()
     assert {name: arm["kind"] for name, arm in summary["arms"].items()} == (
         dict.fromkeys(members, "member") | dict.fromkeys(rivals, "rival") | dict.fromkeys(topologies, "topology")
@@ -211,6 +212,22 @@ def test_self_consistency_gets_the_flops_of_the_best_topology_or_is_greedy(room:
     room.say = {"ant": lambda request: (room.truth(request.messages[0].content) if request.sampling.temperature == 0 else "no", 0.5)}
     greedy = room.evaluate(topologies=["debate"])
     assert "samples" not in greedy.summary["learned"]["self-consistency@flops"] and greedy.accuracy("self-consistency@flops") == greedy.accuracy("ann")
+
+
+def test_talking_is_held_against_the_vote_of_the_same_members_at_equal_flops(room: Any) -> None:
+    def unsure(request: Any) -> tuple[str, float]:
+        """Asked alone, right six times out of ten when sampled, on questions of which the greedy answer is hardly ever right."""
+        question, warm = request.messages[0].content, request.sampling.temperature > 0
+        right = room.luck(request.seed, "s") < 0.6 if warm and len(request.messages) == 1 else room.luck(question) < 0.1
+        return (room.truth(question) if right else f"n{request.seed % 1000:03}", 0.5)
+
+    room.say = dict.fromkeys(room.knows, unsure)
+    report = room.evaluate(topologies=["debate"])
+    learned, arms = report.summary["learned"]["vote@flops"], report.summary["arms"]
+    assert learned["samples"] > 1 and arms["vote@flops"]["calls"] == 3 * learned["samples"]
+    assert 0.98 * arms["debate"]["flops"] <= arms["vote@flops"]["flops"] < 1.2 * arms["debate"]["flops"]  # chosen on dev, by whole samples
+    assert arms["vote@flops"]["accuracy"] > arms["self-consistency@flops"]["accuracy"] - 0.1 > 0.7 > arms["vote"]["accuracy"]
+    assert says(report, "debate", "vote@flops") == "loses"
 
 
 def test_arms_that_do_the_same_are_run_once_and_each_has_its_samples(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
