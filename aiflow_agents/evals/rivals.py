@@ -21,8 +21,9 @@ from aiflow_agents.wire.message import Message
 MOST_SAMPLES = 64  # of one member; self-consistency stops improving long before
 TEMPERATURES = (0.3, 0.5, 0.7, 1.0)  # those that self-consistency tries
 RIVALS = (
-    "self-consistency@flops", "self-consistency@tokens", "self-talk", "random", "vote", "vote@weighted", "vote@most-confident", "vote@flops", "oracle",
-)  # fmt: skip
+    *("self-consistency@flops", "self-consistency@tokens", "self-talk", "random"),
+    *("vote", "vote@weighted", "vote@most-confident", "vote@flops", "oracle"),
+)
 
 
 class SelfTalk(Topology):
