@@ -11,6 +11,7 @@ from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_judge import judge
 from aiflow_agents.cli.bench_rank import rank
 from aiflow_agents.cli.bench_report import report
+from aiflow_agents.cli.bench_resume import resume
 from aiflow_agents.cli.bench_wire import wire
 
 bench = typer.Typer(
@@ -20,6 +21,7 @@ bench.command("family")(family)
 bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)
 bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)
 bench.command("report", short_help="Seconds that a large run's page takes to open.")(report)
+bench.command("resume", short_help="Killed and resumed again and again: is nothing lost?")(resume)
 bench.command("wire", short_help="Codecs on hidden states: bits, answers lost, time.")(wire)
 
 MODELS = ("oak", "tally")  # the largest that is shipped, and one of those for devices
