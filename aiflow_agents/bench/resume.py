@@ -3,10 +3,10 @@
     whole    eval -----------------------------------------> samples.jsonl, trace.jsonl, summary.json
     cut      eval ---X  --resume -----X  --resume --X  ...  --> the same, line for line (sorted)
 
-The whole run is watched as it grows on disk, and moments are drawn from what was seen: half of them spread over its time, half over its samples, so
-that slow and fast stretches are both hit. A kill comes from outside, as SIGKILL, when the cut run has written as much. Some come at a time instead,
-while a resumed run is on its way back to where it was and writes nothing. What a torn write leaves is made by hand, as the kernel finishes small ones:
-after some kills the line that was written last is cut in the middle.
+The whole run is watched as it grows on disk, and moments are drawn from what was seen: half of them spread over its time, half over its samples,
+so that slow and fast stretches are both hit. A kill comes from outside, as SIGKILL, when the cut run has written as much. Some come at a time
+instead, while a resumed run is on its way back to where it was and writes nothing. What a torn write leaves is made by hand, as the kernel finishes
+small ones: after some kills the line that was written last is cut in the middle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from aiflow_agents.errors import AIFlowError
 from aiflow_agents.evals.runner import Silence, Watcher
@@ -44,12 +44,21 @@ class Moment:
     tear: float | None = None  # the share of the last line that is left of it
 
 
-def bench_resume(suite: str = "specialists", *, topologies: Sequence[str] = (), limit: int = 100, kills: int = 10, runtime: str = "inline", seed: int = 0,
-                 kill_seed: int = 0, watch: Watcher | None = None) -> dict[str, Any]:
+def bench_resume(
+    suite: str = "specialists",
+    *,
+    topologies: Sequence[str] = (),
+    limit: int = 100,
+    kills: int = 10,
+    runtime: str = "inline",
+    seed: int = 0,
+    kill_seed: int = 0,
+    watch: Watcher | None = None,
+) -> dict[str, Any]:
     """Run `suite` once whole and once with `kills` kills, and compare. `seed` is the evaluation's, `kill_seed` draws the moments.
 
-    Returns `suite, runtime, limit, seed, kill_seed, samples, equal: {file: bool}, passed, kills: [{moment, wrote: {file: bytes}, stage, torn}]`. A kill
-    that came too late, when the run had just ended, is not among them. Raises AIFlowError where a run ends with an error.
+    Returns `suite, runtime, limit, seed, kill_seed, samples, equal: {file: bool}, passed, kills: [{moment, wrote: {file: bytes}, stage, at, torn}]`.
+    A kill that came too late, when the run had just ended, is not among them. Raises AIFlowError where a run ends with an error.
     """
     watch = watch or Silence()
     words = ["eval", suite, "--limit", str(limit), "--seed", str(seed), *(word for name in topologies for word in ("--topology", name))]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from aiflow_agents.cli.bench_controls import controls
 from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_judge import judge
 from aiflow_agents.cli.bench_rank import rank
@@ -17,6 +18,7 @@ from aiflow_agents.cli.bench_wire import wire
 bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
+bench.command("controls", short_help="Does the judge say `beats` where it must not?")(controls)
 bench.command("family")(family)
 bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)
 bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)

@@ -171,7 +171,7 @@ class Evaluation:
                             yield Job(arm.name, arm.topology, task, team, repeat, traced=task.id in early and repeat == 0)
 
         told: set[str] = set()
-        sessions: dict[str, Session] = {}
+        sessions = met_before(folder)
 
         def done(result: Result) -> None:
             for name in twins[result.job.arm]:
@@ -197,7 +197,8 @@ class Evaluation:
         job = result.job
         score = 0.0 if result.answer is None else self.suite.scorer(result.answer, job.task)
         said = {"text": result.text} if result.text and result.text.strip() != result.answer else {}  # where the answer is only a part of it
-        return said | {
+        met = {"met": [list(pair) for pair in result.met]} if result.met else {}
+        return said | met | {
             "arm": arm,
             "task_id": job.task.id,
             "repeat": job.repeat,
@@ -239,6 +240,15 @@ class Evaluation:
             "learned": learned,
             **judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed, folder=folder),
         }
+
+
+def met_before(folder: RunFolder) -> dict[str, Session]:
+    """Who has met whom in each arm's finished tasks: a run that goes on does not let them introduce themselves again."""
+    sessions: dict[str, Session] = {}
+    for (arm, task, repeat), sample in folder.samples.items():
+        if "met" in sample and folder.finished(arm, task, repeat):
+            sessions.setdefault(arm, {}).update(dict.fromkeys((one, other) for one, other in sample["met"]))
+    return sessions
 
 
 def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: RunFolder) -> list[Sample]:

@@ -19,7 +19,7 @@ from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.handover import Handover
 from aiflow_agents.runtime.hosts import Hosts, InlineHosts
 from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.scene import SCENE, Scene, Session
+from aiflow_agents.runtime.scene import SCENE, Pair, Scene, Session
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.runtime.trace import Listener, Span
@@ -48,7 +48,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a job. `answer` is None, and `error` says why, when it failed. Costs are those of the whole task."""
+    """What came of a job. `answer` is None, and `error` says why, when it failed. Costs are those of the whole task.
+
+    `met`: who met whom at its cost; later tasks of the same session did not pay for that.
+    """
 
     job: Job
     answer: str | None
@@ -57,6 +60,7 @@ class Result:
     error: str | None = None
     text: str | None = None
     spans: tuple[Span, ...] = field(default=(), repr=False)
+    met: tuple[Pair, ...] = ()
 
     def __str__(self) -> str:
         cost = self.usage
@@ -136,7 +140,7 @@ class _Stage:
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""
         usage = self.scene.ledger.usage(latency_s)
-        return Result(self.job, message.answer, message.confidence, usage, text=message.text, spans=tuple(self.spans))
+        return Result(self.job, message.answer, message.confidence, usage, text=message.text, spans=tuple(self.spans), met=tuple(self.scene.met))
 
     def failed(self, error: BaseException, latency_s: float) -> Result:
         usage = self.scene.ledger.usage(latency_s)

@@ -20,14 +20,15 @@ from aiflow_agents.wire.message import Message, Usage
 
 SCENE: ContextVar[Scene] = ContextVar("aiflow_scene")
 Speaker = tuple[str, bytes]  # a node, and the hello of who speaks there
-Session = dict[frozenset[Speaker], "Greeting"]  # who has met whom: of all tasks that are run one way by one team
+Pair = tuple[str, str]  # the names of two speakers, see `_name`
+Session = dict[Pair, "Greeting | None"]  # who has met whom: of all tasks that are run one way by one team; None where that was long ago
 
 
 class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "hellos",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "hellos", "met",
         "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
@@ -38,6 +39,7 @@ class Scene:
         self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0)
         self.ledger = Ledger()
         self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
+        self.met: list[Pair] = []  # whose meeting this task pays for
         self._session: Session = {} if session is None else session
         self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
         self._questions: dict[str, Message] = {}
@@ -93,10 +95,11 @@ class Scene:
 
     async def greet(self, one: Speaker, other: Speaker) -> None:
         """Let two say who they are, before more than text goes between them. In one session they do so once; the first task that needs it pays."""
-        pair = frozenset((one, other))
+        pair = min(_name(one), _name(other)), max(_name(one), _name(other))
         if one[0] != other[0] and pair not in self._session:
             ways = _Move(), _Move()
             self._session[pair] = Greeting(self, ways)
+            self.met.append(pair)
             for (node, hello), (there, _), move in zip((one, other), (other, one), ways, strict=True):
                 self._send(move, node, there, len(hello), "", "hello", "")
         met = self._session.get(pair)
@@ -233,6 +236,12 @@ class Greeting(NamedTuple):
 
     scene: Scene
     ways: tuple[_Move, _Move]
+
+
+def _name(speaker: Speaker) -> str:
+    """What tells one speaker from another, short enough to be written down."""
+    node, hello = speaker
+    return f"{node}/{hashlib.blake2b(hello, digest_size=8).hexdigest()}"
 
 
 async def _arrival(moves: Sequence[_Move]) -> None:
