@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from aiflow_agents.errors import OverBudget
     from aiflow_agents.evals.evaluate import Report, evaluate
     from aiflow_agents.models.protocol import Request, Sampling
     from aiflow_agents.net.together import first, gather
+    from aiflow_agents.runtime.budget import Budget
     from aiflow_agents.runtime.run import Result
     from aiflow_agents.runtime.task import Task
     from aiflow_agents.runtime.team import Team
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from aiflow_agents.wire.message import Message
 
 _PLACES = {
+    "Budget": "runtime.budget",
     "Message": "wire.message",
     "Needs": "topology.base",
+    "OverBudget": "errors",
     "Report": "evals.evaluate",
     "Request": "models.protocol",
     "Result": "runtime.run",
@@ -39,8 +43,10 @@ _PLACES = {
 }
 
 __all__ = [
+    "Budget",
     "Message",
     "Needs",
+    "OverBudget",
     "Report",
     "Request",
     "Result",

@@ -80,5 +80,5 @@ class Deadlock(AIFlowError):
     """Every task waits and nothing can ever happen; names the tasks."""
 
 
-class BudgetSpent(AIFlowError):
-    """The task's budget is used up."""
+class OverBudget(AIFlowError):
+    """What the task's budget has left is not enough for a call or a transfer: it was not made, or it was cut. See `runtime.budget`."""

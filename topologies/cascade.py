@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 
+from aiflow_agents.errors import OverBudget
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology, Trial
@@ -43,7 +44,12 @@ class Cascade(Topology):
         threshold = 0.8 if self.threshold is None else self.threshold
         drafts: list[Message] = []
         for name in self.order or tuple(team.agents):
-            drafts.append(await (await team[name].ask(task.question)).to(team.home))
+            try:
+                drafts.append(await (await team[name].ask(task.question)).to(team.home))
+            except OverBudget:
+                if drafts:  # the next one cannot be paid for
+                    break
+                raise
             if (drafts[-1].confidence or 0.0) >= threshold:
                 return drafts[-1]
         return await most_confident(drafts, at=team.home)

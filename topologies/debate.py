@@ -8,7 +8,8 @@
 
 from pydantic import NonNegativeInt
 
-from aiflow_agents.net.together import gather
+from aiflow_agents.errors import OverBudget
+from aiflow_agents.net.together import gather, within_budget
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology
@@ -31,8 +32,12 @@ class Debate(Topology):
 
     async def run(self, task: Task, team: Team) -> Message:
         audience = hears(self.graph, list(team.agents))
-        drafts = dict(zip(team.agents, await team.ask(task.question), strict=True))
+        drafts = {said.author: said for said in await within_budget(agent.ask(task.question) for agent in team)}
         for _ in range(self.rounds):
-            replies = await gather(agent.ask(task.question, heard=[drafts[name] for name in audience[agent.name]]) for agent in team)
+            heard = {name: [drafts[other] for other in audience[name] if other in drafts] for name in team.agents}
+            try:
+                replies = await gather(agent.ask(task.question, heard=heard[agent.name]) for agent in team)
+            except OverBudget:  # a round that not all can pay for decides nothing
+                break
             drafts = dict(zip(team.agents, replies, strict=True))
         return await self.decide(list(drafts.values()), at=team.home)

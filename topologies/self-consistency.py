@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import NonNegativeFloat, PositiveInt
 
 from aiflow_agents.models.protocol import Sampling
-from aiflow_agents.net.together import gather
+from aiflow_agents.net.together import within_budget
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology, Trial
@@ -39,5 +39,5 @@ class SelfConsistency(Topology):
     async def run(self, task: Task, team: Team) -> Message:
         agent = team[self.member] if self.member else next(iter(team))
         sampling = Sampling(0.7 if self.temperature is None else self.temperature)
-        drafts = await gather(agent.ask(task.question, sampling=sampling, sample=i) for i in range(self.samples))
+        drafts = await within_budget(agent.ask(task.question, sampling=sampling, sample=i) for i in range(self.samples))
         return await self.decide(drafts, at=agent.node)

@@ -7,7 +7,8 @@
     a'  b'  c'  ---> decide at home
 """
 
-from aiflow_agents.net.together import gather
+from aiflow_agents.errors import OverBudget
+from aiflow_agents.net.together import gather, within_budget
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology
@@ -23,7 +24,10 @@ class Star(Topology):
         server = team.role("server")
         assert server is not None
         members = [agent for agent in team if agent is not server]
-        drafts = await gather(agent.ask(task.question) for agent in members)
-        guidance = await server.ask(task.question, heard=drafts)
-        revised = await gather(agent.ask(task.question, heard=[draft, guidance]) for agent, draft in zip(members, drafts, strict=True))
+        drafts = await within_budget(agent.ask(task.question) for agent in members)
+        try:
+            guidance = await server.ask(task.question, heard=drafts)
+            revised = await gather(team[draft.author].ask(task.question, heard=[draft, guidance]) for draft in drafts)
+        except OverBudget:  # guidance that not all could hear decides nothing
+            return await self.decide(drafts, at=team.home)
         return await self.decide([*revised, guidance], at=team.home)

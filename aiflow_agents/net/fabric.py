@@ -85,6 +85,11 @@ class Fabric:
         self._sent += bool(route)
         self._forward(asyncio.get_running_loop(), route, 0, nbytes, self._sent, arrived, book)
 
+    def weighs(self, src: str, dst: str, nbytes: int) -> int:
+        """The bytes that `nbytes` sent now would put on all links of their way together, what has to be sent again included."""
+        route = self.network.route(src, dst)
+        return sum(nbytes + self._luck(hop, nbytes, self._sent + 1, position)[0] for position, hop in enumerate(route))
+
     def _forward(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -158,14 +163,8 @@ class Fabric:
         way = self._ways.get((hop.src, hop.dst))
         if way is None:
             way = self._ways[hop.src, hop.dst] = _Way(self._radios.setdefault(hop.link, _Radio()))
-        sent_bytes, delay_s = nbytes, hop.latency_s
-        if hop.jitter_s or hop.loss:
-            uniform = _uniforms(self._key ^ _mix(number << 8 | position))
-            delay_s -= hop.jitter_s * math.log1p(-next(uniform))
-            if hop.loss:
-                again, rounds = _resent(nbytes, hop.loss, uniform)
-                sent_bytes += again
-                delay_s += rounds * 2 * hop.latency_s  # what is missing is asked for, and sent again
+        again, late_s = self._luck(hop, nbytes, number, position)
+        sent_bytes, delay_s = nbytes + again, hop.latency_s + late_s
         sending_s = sent_bytes * 8 / hop.rate_bps
         way.free_at = end = max(now, way.free_at) + sending_s
         way.last_arrival = arrival = max(end + delay_s, way.last_arrival)
@@ -176,6 +175,17 @@ class Fabric:
             joules += radio.tail_w * max(0.0, end + radio.tail_s - max(way.radio.awake_until, end))
         way.radio.awake_until = max(way.radio.awake_until, end + radio.tail_s)
         return arrival, joules, sent_bytes
+
+    def _luck(self, hop: Hop, nbytes: int, number: int, position: int) -> tuple[int, float]:
+        """(bytes sent again, seconds late) of a message on one link: they depend on the seed and on which message it is, not on when it comes."""
+        if not (hop.jitter_s or hop.loss):
+            return 0, 0.0
+        uniform = _uniforms(self._key ^ _mix(number << 8 | position))
+        late_s, again = -hop.jitter_s * math.log1p(-next(uniform)), 0
+        if hop.loss:
+            again, rounds = _resent(nbytes, hop.loss, uniform)
+            late_s += rounds * 2 * hop.latency_s  # what is missing is asked for, and sent again
+        return again, late_s
 
 
 def _resent(nbytes: int, loss: float, uniform: Iterator[float]) -> tuple[int, int]:

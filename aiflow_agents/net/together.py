@@ -1,6 +1,6 @@
-"""Doing several things at once: `gather` waits for all, `first` gives them as they come.
+"""Doing several things at once: `gather` waits for all, `within_budget` for those that can be paid, `first` gives them as they come.
 
-Both differ from asyncio's in what makes a topology repeatable: nothing is left running behind an error, and ties in time have an order.
+They differ from asyncio's in what makes a topology repeatable: nothing is left running behind an error, and ties in time have an order.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Any, Literal, TypeVar, overload
 
+from ..errors import OverBudget
 from .clock import settle
 
 T = TypeVar("T")
@@ -40,6 +41,18 @@ async def gather(awaitables: Iterable[Awaitable[Any]], *, failures: bool = False
         if isinstance(result, BaseException) and not (failures and isinstance(result, Exception)):
             raise result
     return results
+
+
+async def within_budget(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """As `gather`, without those for which the task's budget was not enough. Raises OverBudget where it was enough for none."""
+    results = await gather(awaitables, failures=True)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, OverBudget):
+            raise result
+    there = [result for result in results if not isinstance(result, Exception)]
+    if results and not there:
+        raise results[0]  # type: ignore[misc]
+    return there
 
 
 async def first(awaitables: Iterable[Awaitable[T]], *, failures: bool = False) -> AsyncIterator[T]:

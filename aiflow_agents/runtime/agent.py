@@ -97,11 +97,13 @@ class Agent:
         "hidden" of others of its family, who kept them of their pictures with `want`. An empty question, with `max_tokens` 0, is not sent at all.
         What is said of a picture that stays at its node travels only in the forms that were released.
 
-        Raises MemberFailed when the model refuses the call, UnmetNeed for a message without hidden states, SpacesDiffer for those of another model.
+        Raises MemberFailed when the model refuses the call, OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden states, SpacesDiffer for those of another model.
         """
         scene = SCENE.get()
         loop = asyncio.get_running_loop()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
+        if scene.meter is not None and isinstance(question, Message):
+            scene.inquired(question)
         picture = self._picture(sees, features)
         with scene:
             parcel = None if resume is None else await self._understood(resume, otherwise)
@@ -121,6 +123,8 @@ class Agent:
                 if begin is not None or top is not None:
                     request = replace(request, begin=drafted.token_ids, top=top)
             start_s = loop.time()
+            if scene.meter is not None:
+                scene.meter.may_call()
             reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
             if isinstance(reply, CallError):
                 raise MemberFailed(self.name, reply.message)
@@ -138,7 +142,10 @@ class Agent:
             scene.hellos[id] = self.hello
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
-        return Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
+        message = Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
+        if scene.meter is not None:
+            scene.answered(message, question)
+        return message
 
     def _picture(self, sees: Message | None, features: Sequence[Message]) -> Message | None:
         """The picture that lies at this agent's node, if its model sees."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Protocol
 
-from aiflow_agents.errors import AIFlowError, Deadlock, UserError
+from aiflow_agents.errors import AIFlowError, Deadlock, OverBudget, UserError
 from aiflow_agents.net import clock
 from aiflow_agents.net.clock import World, WorldLoop
+from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.handover import Handover
 from aiflow_agents.runtime.hosts import Hosts, InlineHosts
 from aiflow_agents.runtime.memory import Memory
@@ -51,6 +52,8 @@ class Result:
     """What came of a job. `answer` is None, and `error` says why, when it failed. Costs are those of the whole task.
 
     `met`: who met whom at its cost; later tasks of the same session did not pay for that.
+    `over`: which limit of its budget was met, in words; the answer is then what the topology made of what it had, or the last one that had arrived at
+    home, or empty.
     """
 
     job: Job
@@ -61,10 +64,12 @@ class Result:
     text: str | None = None
     spans: tuple[Span, ...] = field(default=(), repr=False)
     met: tuple[Pair, ...] = ()
+    over: str | None = None
 
     def __str__(self) -> str:
         cost = self.usage
         said = self.answer if self.error is None else f"failed: {self.error}"
+        said = f"{said or 'no answer'} (over budget: {self.over})" if self.over else said
         return f"{said}   [{cost.calls} calls, {cost.wire_bytes} bytes, {cost.latency_s * 1000:.1f} ms, {cost.energy_j:.3g} J]"
 
 
@@ -78,17 +83,18 @@ def run_jobs(
     note: Callable[[int, int], None] = lambda calls, executed: None,
     listener: Listener | None = None,
     sessions: dict[str, Session] | None = None,
+    budget: Budget | None = None,
 ) -> None:
     """Run all jobs and give each result to `done` as soon as it is there.
 
-    `sessions`: who has met whom so far, by arm; without, all jobs of an arm here are one session.
+    `budget` is that of every task; a topology's own (`Topology.budget`) holds beside it. `sessions`: who has met whom so far, by arm; without, all jobs of an arm here are one session.
     A topology that raises fails its own job alone. What is not an error of a topology (Ctrl-C, a full disk) gets out.
     """
     handover = Handover(hosts, memory, note)
     waiting, sessions = iter(jobs), {} if sessions is None else sessions
     while batch := list(islice(waiting, IN_STEP)):
         with no_collections():
-            clock.run(_together(batch, seed, done, listener, sessions), handover)
+            clock.run(_together(batch, seed, done, listener, sessions, budget), handover)
 
 
 @contextmanager
@@ -104,13 +110,13 @@ def no_collections() -> Iterator[None]:
 
 
 async def _together(
-    jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None, sessions: dict[str, Session]
+    jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None, sessions: dict[str, Session], budget: Budget | None
 ) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorldLoop)
     running: dict[asyncio.Task[None], tuple[_Stage, World]] = {}
     for job in jobs:
-        stage, world = _Stage(job, seed, listener, sessions.setdefault(job.arm, {})), World(f"{job.arm}/{job.task.id}")
+        stage, world = _Stage(job, seed, listener, sessions.setdefault(job.arm, {}), budget), World(f"{job.arm}/{job.task.id}")
         running[loop.spawn(world, _one(stage, done))] = stage, world
     while running:
         ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
@@ -131,16 +137,29 @@ class _Stage:
 
     __slots__ = ("job", "scene", "spans")
 
-    def __init__(self, job: Job, seed: int, listener: Listener | None, session: Session):
+    def __init__(self, job: Job, seed: int, listener: Listener | None, session: Session, budget: Budget | None):
         self.job = job
         self.spans: list[Span] = []
         listen = _listen(self.spans, listener) if job.traced else listener
-        self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session)
+        limits = (budget or Budget()) & getattr(job.topology, "budget", None)
+        self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
 
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""
         usage = self.scene.ledger.usage(latency_s)
-        return Result(self.job, message.answer, message.confidence, usage, text=message.text, spans=tuple(self.spans), met=tuple(self.scene.met))
+        over = self.scene.meter.over if self.scene.meter else ""
+        return self._made(message.answer, message.confidence, message.text, usage, over or None)
+
+    def _made(self, answer: str, sure: float | None, text: str, usage: Usage, over: str | None) -> Result:
+        return Result(self.job, answer, sure, usage, text=text, spans=tuple(self.spans), met=tuple(self.scene.met), over=over)
+
+    def stopped(self, latency_s: float) -> Result:
+        """What there is when the budget is spent: the last answer that had arrived at home, or an empty one."""
+        assert self.scene.meter is not None
+        since_s, best = self.scene.best() or (0.0, None)
+        usage, over = self.scene.ledger.usage(max(latency_s, since_s)), self.scene.meter.over
+        answer, sure, text = ("", None, "") if best is None else (best._answer, best._confidence, best._said)
+        return self._made(answer, sure, text, usage, over)
 
     def failed(self, error: BaseException, latency_s: float) -> Result:
         usage = self.scene.ledger.usage(latency_s)
@@ -172,11 +191,13 @@ async def _one(stage: _Stage, done: Callable[[Result], None]) -> None:
     loop = asyncio.get_running_loop()
     message: Message | None = None
     failure: BaseException | None = None
+    deadline = asyncio.timeout_at(scene.meter.end_s if scene.meter else None)
     try:
-        said = await job.topology.run(job.task, job.team)
-        if not isinstance(said, Message):
-            raise TypeError(f"{type(job.topology).__name__}.run gave {type(said).__name__}; expected a Message")
-        message = await said.to(job.team.home)
+        async with deadline:
+            said = await job.topology.run(job.task, job.team)
+            if not isinstance(said, Message):
+                raise TypeError(f"{type(job.topology).__name__}.run gave {type(said).__name__}; expected a Message")
+            message = await said.to(job.team.home)
     except Exception as error:  # a topology's mistake is data, not the end of the run
         failure = error
     except asyncio.CancelledError as error:
@@ -184,8 +205,14 @@ async def _one(stage: _Stage, done: Callable[[Result], None]) -> None:
             raise
         failure = error  # the topology has waited for something that it had cancelled itself
     latency_s = loop.time()
-    await scene.over()
-    done(stage.failed(failure, latency_s) if message is None else stage.result(message, latency_s))  # type: ignore[arg-type]
+    await scene.over()  # what is on its way home is paid for, and may still be the best answer
+    if scene.meter and not scene.meter.in_time(latency_s):
+        scene.meter.time_is_up()
+        done(stage.stopped(scene.meter.budget.seconds or 0.0))
+    elif isinstance(failure, OverBudget):
+        done(stage.stopped(latency_s))
+    else:
+        done(stage.failed(failure, latency_s) if message is None else stage.result(message, latency_s))  # type: ignore[arg-type]
 
 
 def ask(
@@ -197,8 +224,9 @@ def ask(
     memory: Memory | None = None,
     seed: int = 0,
     listener: Listener | None = None,
+    budget: Budget | None = None,
 ) -> Result:
-    """One question, now. Its spans come back with the result, and go to `listener` as they end."""
+    """One question, now, for no more than `budget`. Its spans come back with the result, and go to `listener` as they end."""
     if isinstance(topology, str):
         raise UserError(f"a team runs a topology, not its name: give load_topology({topology!r})")
     check = getattr(topology, "check", None)
@@ -206,5 +234,5 @@ def ask(
         check(team)
     results: list[Result] = []
     job = Job(type(topology).__name__, topology, Task("question", question), team, traced=True)
-    run_jobs([job], hosts or InlineHosts(), memory or Memory(), results.append, seed=seed, listener=listener)
+    run_jobs([job], hosts or InlineHosts(), memory or Memory(), results.append, seed=seed, listener=listener, budget=budget)
     return results[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import NamedTuple
 
 from aiflow_agents.models.protocol import Pass, Reply, Request, Shape
@@ -13,6 +14,7 @@ from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
 from aiflow_agents.net.fabric import Fabric
 from aiflow_agents.net.network import Network
+from aiflow_agents.runtime.budget import Budget, Meter
 from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.trace import Listener, Span
@@ -28,16 +30,20 @@ class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "listener", "hellos", "met",
-        "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "hellos", "met",
+        "_answers", "_at_home", "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
     def __init__(
-        self, task: Task, network: Network, *, seed: int = 0, repeat: int = 0, listener: Listener | None = None, session: Session | None = None
-    ):
+        self, task: Task, network: Network, *, seed: int = 0, repeat: int = 0, listener: Listener | None = None, session: Session | None = None,
+        budget: Budget | None = None,
+    ):  # fmt: skip
         self.task, self.network, self.seed, self.repeat, self.listener = task, network, seed, repeat, listener
         self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0)
         self.ledger = Ledger()
+        self.meter = Meter(budget) if budget else None
+        self._answers: set[str] = set()  # ids of messages that answer the task's question; these two are kept where there is a budget
+        self._at_home: list[tuple[float, Message]] = []  # what is at home, and since when
         self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
         self.met: list[Pair] = []  # whose meeting this task pays for
         self._session: Session = {} if session is None else session
@@ -93,15 +99,33 @@ class Scene:
                 message.check_leaves()
         await _arrival([self._move(message, node) for message in messages if message.node != node])
 
+    def answered(self, message: Message, question: str | Message) -> None:
+        """Told of every answer where there is a budget, so that the best one so far is known when it is spent."""
+        if question == self.task.question and message._text:
+            self._answers.add(message.id)
+            if message.node == self.network.home:
+                self._came_home(message)
+
+    def inquired(self, message: Message) -> None:
+        """What one agent asks another is no answer to the task's question."""
+        self._answers.discard(message.id)
+
+    def _came_home(self, message: Message) -> None:
+        self._at_home.append((asyncio.get_running_loop().time(), message))
+
+    def best(self) -> tuple[float, Message] | None:
+        """The last answer to the task's question that was at home in time, and since when; None where none was."""
+        return next(((at_s, m) for at_s, m in reversed(self._at_home) if m.id in self._answers and self.meter and self.meter.in_time(at_s)), None)
+
     async def greet(self, one: Speaker, other: Speaker) -> None:
         """Let two say who they are, before more than text goes between them. In one session they do so once; the first task that needs it pays."""
         pair = min(_name(one), _name(other)), max(_name(one), _name(other))
         if one[0] != other[0] and pair not in self._session:
             ways = _Move(), _Move()
-            self._session[pair] = Greeting(self, ways)
-            self.met.append(pair)
             for (node, hello), (there, _), move in zip((one, other), (other, one), ways, strict=True):
                 self._send(move, node, there, len(hello), "", "hello", "")
+            self.met.append(pair)
+            self._session[pair] = Greeting(self, ways)  # only now: where the budget does not reach, they have not met
         met = self._session.get(pair)
         if met is not None and met.scene is self:
             await _arrival(met.ways)
@@ -121,16 +145,22 @@ class Scene:
         return move
 
     def _set_out(self, message: Message, node: str, move: _Move) -> None:
-        """Send a message to another node. Raises NoRoute."""
+        """Send a message to another node. Raises NoRoute, and OverBudget."""
         self._send(move, message.node, node, message.size, message.author, message.id, message._said)
+        if self.meter is not None and node == self.network.home and message.form in ("text", "answer", "hidden"):
+            move.then = partial(self._came_home, message)
 
     def _send(self, move: _Move, src: str, dst: str, nbytes: int, author: str, id: str, said: str) -> None:
         loop = asyncio.get_running_loop()
         start_s = loop.time()
+        if self.meter is not None:
+            self.meter.move(lambda: self.fabric.weighs(src, dst, nbytes), f"{id} from {src} to {dst}")
 
         def arrived() -> None:
             self.__exit__()
             move.arrived = True
+            if move.then is not None:
+                move.then()
             for waiter in move.waiters:
                 waiter.one_less()
             if self.listener:
@@ -146,6 +176,8 @@ class Scene:
 
         A prompt that this member has already read for this task is not read again: further samples share its cache. So do the tokens that an answer
         begins with. What is cancelled is billed by the share of its time that it ran; what never began is not billed at all.
+
+        Raises OverBudget where the budget does not reach: before the call, or where the answer was cut, when the node has worked so far.
         """
         if reply.work == ():  # the answer had ended already
             return Usage()
@@ -156,6 +188,14 @@ class Scene:
         work = self._going_on(read, fresh, request.begin, shape, reply) if drafted else _Work.of(shape, reply, fresh)
         if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
             work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
+        steps, tokens_out, cut = work.steps, reply.tokens_out, False
+        if self.meter is not None:
+            more, each = min(steps, tokens_out), work.decode_flops / steps if steps else 0.0
+            first = tokens_out - more  # what the first pass makes itself
+            steps = self.meter.call(member, work.tokens_in + first, work.prefill_flops, steps, each, more)
+            if steps < work.steps:
+                tokens_out, work = first + min(steps, more), work._replace(steps=steps, decode_flops=each * steps)
+                cut = True
         tokens_in, prefill_flops, decode_flops = work.tokens_in, work.prefill_flops, work.decode_flops
         cost = price_call(
             self.network.node(node),
@@ -172,14 +212,18 @@ class Scene:
             share = used_s / seconds if seconds else 1.0
             if fresh and used_s < cost.prefill_s:
                 self._prefilled.discard(read)
+            made = round(tokens_out * share)
             if share:
-                self.ledger.book_call(member, flops * share, tokens_in, round(reply.tokens_out * share), cost.energy_j * share)
+                self.ledger.book_call(member, flops * share, tokens_in, made, cost.energy_j * share)
+            if self.meter is not None and share < 1.0:
+                self.meter.give_back(tokens_out - made + (0 if share else tokens_in), flops * (1.0 - share))
 
         await self.fabric.occupy(node, seconds, book=book)
+        if cut and self.meter is not None:
+            self.meter.may_call()  # raises OverBudget
         if drafted:
             self._drafts.setdefault(read, []).append(request.begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1]))
-        return Usage(flops, tokens_in, reply.tokens_out, 1, 0, asyncio.get_running_loop().time() - start_s, cost.energy_j)
-
+        return Usage(flops, tokens_in, tokens_out, 1, 0, asyncio.get_running_loop().time() - start_s, cost.energy_j)
 
     def _going_on(self, read: tuple[object, ...], fresh: bool, begin: tuple[int, ...], shape: Shape, reply: Reply) -> _Work:
         """What it takes to read what this member has not read of prompt and answer, and to speak on, a token at a time."""
@@ -221,10 +265,11 @@ class _Work(NamedTuple):
 class _Move:
     """One message on its way to one node, and who waits for it there."""
 
-    __slots__ = ("arrived", "waiters")
+    __slots__ = ("arrived", "then", "waiters")
 
     def __init__(self, arrived: bool = False):
         self.arrived = arrived
+        self.then: Callable[[], None] | None = None
         self.waiters: list[_Waiter] = []
 
 

@@ -10,6 +10,7 @@ from zlib import crc32
 from pydantic import BaseModel, ConfigDict
 
 from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.runtime.budget import Budget
 
 if TYPE_CHECKING:
     from aiflow_agents.runtime.task import Task
@@ -63,10 +64,15 @@ class Trial(Protocol):
 
 
 class Topology(BaseModel):
-    """Base of all topologies. Fields are parameters, settable from a file, the command line or Python; `needs` is checked before the run."""
+    """Base of all topologies. Fields are parameters, settable from a file, the command line or Python; `needs` is checked before the run.
+
+    `budget`: what one task may spend at most, whatever the run allows. A topology need not know of it: what is over it raises `OverBudget`, which may
+    leave `run`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(Needs,), arbitrary_types_allowed=True)
     needs: ClassVar[Needs] = Needs()
+    budget: Budget | None = None
 
     async def run(self, task: Task, team: Team) -> Message:
         """Answer one question. Runs at `team.home`."""
@@ -103,7 +109,7 @@ class Topology(BaseModel):
 
     def learned(self) -> dict[str, Any]:
         """The parameters as plain data, for config.json and reports."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=None if self.budget else {"budget"})
 
 
 def another(question: str, others: Sequence[str]) -> str:

@@ -11,13 +11,21 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from aiflow_agents.errors import UnknownName
+from aiflow_agents.errors import OverBudget, UnknownName
+from aiflow_agents.net.together import within_budget
 from aiflow_agents.wire.message import Message, bring, standing_at
 
 
 async def collect(drafts: Sequence[Message], at: str) -> list[Message]:
-    """The answers alone, moved to `at`. Who said nothing has no vote, unless nobody said anything."""
-    here = await bring([draft.as_("answer") for draft in drafts], at)
+    """The answers alone, moved to `at`; where the budget does not reach for all of them, those for which it did.
+
+    Who said nothing has no vote, unless nobody said anything.
+    """
+    answers = [draft.as_("answer") for draft in drafts]
+    try:
+        here = await bring(answers, at)
+    except OverBudget:
+        here = await within_budget(answer.to(at) for answer in answers)
     with standing_at(at):
         return [message for message in here if message.answer] or here
 
