@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from aiflow_agents.evals.evaluate import Report
     from aiflow_agents.evals.run_folder import OtherRun, RunConfig
     from aiflow_agents.evals.suite import Suite
+    from aiflow_agents.runtime.budget import Budget
 
 # what a run is: its config.json keeps these, and they win over that file only where they are given
-WHAT = ("team", "network", "topology", "parameter", "seed", "limit", "repeats", "data")
+WHAT = ("team", "network", "topology", "parameter", "seed", "limit", "repeats", "data", "max_tokens_total", "max_flops", "max_bytes", "max_seconds")
 # how it is done: no run remembers these, so a command that goes on with one says them again
 HOW = ("runtime", "ray_address", "reuse", "require_gain", "display", "json")
 
@@ -43,6 +44,12 @@ def evaluate(
         str | None,
         typer.Option(help="A file, folder or Hugging Face name to read in place of the suite's data, in the same columns.", show_default=False),
     ] = None,
+    max_tokens_total: Annotated[
+        int | None, typer.Option(min=0, help="Of one task: tokens read and made, of all calls together. A hard limit.", show_default=False)
+    ] = None,
+    max_flops: Annotated[float | None, typer.Option(min=0, help="Of one task: FLOPs of all calls.", show_default=False)] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=0, help="Of one task: bytes on all links.", show_default=False)] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0, help="Of one task: simulated seconds from home to home.", show_default=False)] = None,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="ray: one host a core; inline: this process.")] = "ray",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.", show_default=False)] = None,
     log_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("logs"),
@@ -88,6 +95,7 @@ def evaluate(
     asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats, "data": data}
     settings: dict[str, Any] = {key: value if key in given or saved is None else getattr(saved, key) for key, value in asked.items()}
     settings["topologies"] = _patterns(topology, parameter) or (saved.topologies if saved else None)
+    settings["budget"] = limits(max_tokens_total, max_flops, max_bytes, max_seconds) or (saved.budget if saved else None)
     suite = suite or (saved.suite if saved else None)
     if suite is None:
         raise UserError("which suite? `aiflow list suite` shows them")
@@ -175,6 +183,13 @@ def parameters(given: list[str] | None) -> dict[str, Any]:
     return settings
 
 
+def limits(tokens: int | None, flops: float | None, nbytes: int | None, seconds: float | None) -> Budget | None:
+    """The budget that `--max-...` options say; None where they say nothing."""
+    from aiflow_agents.runtime.budget import Budget
+
+    return Budget(tokens=tokens, flops=flops, bytes=nbytes, seconds=seconds) or None
+
+
 def _patterns(names: list[str] | None, given: list[str] | None) -> list[dict[str, dict[str, Any]]] | None:
     """The topologies of the command line."""
     if given and not names:
@@ -214,7 +229,7 @@ def _go_on(context: typer.Context, path: Path, left: Iterable[Suite]) -> str:
 
 def _refusal(context: typer.Context, other: OtherRun) -> str:
     """A run does not go on as another one: what differs, and which commands make sense instead."""
-    given = {("topologies" if name == "topology" else name): by for name, by in explicit(context).items()}
+    given = {("topologies" if name == "topology" else "budget" if name.startswith("max_") else name): by for name, by in explicit(context).items()}
     told = {name: by for name, by in given.items() if name in other.differ}
     new = shlex.join(["aiflow", "eval", *_suite(context), "--config", str(other.path / "config.json"), *_words(context, WHAT), *_words(context, HOW)])
     if not told:

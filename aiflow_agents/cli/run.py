@@ -25,10 +25,14 @@ def run(
     ] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the team's own.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
+    max_tokens_total: Annotated[int | None, typer.Option(min=0, help="Stop before more tokens are read and made.", show_default=False)] = None,
+    max_flops: Annotated[float | None, typer.Option(min=0, help="Stop before more FLOPs are spent.", show_default=False)] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=0, help="Stop before more bytes are on links.", show_default=False)] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0, help="Stop after so many simulated seconds.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answer, its cost and every span as JSON.")] = False,
 ) -> int:
     """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network."""
-    from aiflow_agents.cli.evaluate import parameters
+    from aiflow_agents.cli.evaluate import limits, parameters
     from aiflow_agents.evals.rehearsal import rehearse_one
     from aiflow_agents.runtime.run import ask
     from aiflow_agents.runtime.task import Task
@@ -42,13 +46,14 @@ def run(
         raise UserError("the question is empty")
     pattern.check(people)
     rehearse_one(pattern, people, Task("question", text))
-    result = ask(people, pattern, text, seed=seed, listener=None if json else _teller(people))
+    budget = limits(max_tokens_total, max_flops, max_bytes, max_seconds)
+    result = ask(people, pattern, text, seed=seed, listener=None if json else _teller(people), budget=budget)
     if json:
         told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed}
         typer.echo(json_module.dumps(told | _as_json(result), ensure_ascii=False, indent=2))
     elif result.error is None:
-        typer.secho(f"\n{result.answer}", bold=True, nl=False)
-        typer.echo(f"   {_cost(result)}")
+        typer.secho(f"\n{result.answer or 'no answer'}", bold=True, nl=False)
+        typer.echo(f"   {_cost(result)}" + (f"; over budget: {result.over}" if result.over else ""))
     if result.error is not None:
         typer.echo(f"aiflow: {result.error}", err=True)
     return 0 if result.error is None else 1
@@ -103,7 +108,8 @@ def _as_json(result: Result) -> dict[str, Any]:
     return {
         "answer": result.answer,
         "confidence": result.confidence,
-        "error": result.error,
+        "error": result.error or result.over,
+        "status": "failed" if result.error else "over budget" if result.over else "ok",
         "usage": asdict(result.usage),
         "spans": [span._asdict() for span in result.spans],
     }

@@ -19,6 +19,7 @@ from aiflow_agents.evals.run_folder import RunFolder
 from aiflow_agents.evals.runner import Evaluation, Silence, Watcher, new_run_path
 from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.evals.verdict import percent, points, quantity, sentence
+from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.extraction import extraction
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
@@ -114,9 +115,11 @@ def plan(
     limit: int | None = None,
     repeats: int = 1,
     data: str | Path | None = None,
+    budget: Budget | None = None,
 ) -> Evaluation:
     """The evaluation that `evaluate` would run, checked: every topology has answered a question with members that only pretend to think.
 
+    `budget` limits what each task may spend, in every arm, on dev and on test (see `runtime.budget`).
     Loads no weights. What a suite's file names by path is looked up beside that file; `data` is read in place of what it names, from here.
     """
     suites = [suite] if isinstance(suite, Suite) else load_suites(suite)
@@ -154,7 +157,9 @@ def plan(
     }
     if one.data is not None:
         config["data"] = one.data
-    evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config)
+    if budget:
+        config["budget"] = budget.limits()
+    evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config, budget)
     rehearse(evaluation)
     # not to be set by anyone, but a run does not go on with other weights or other questions than it began with
     config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in people}

@@ -18,8 +18,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from aiflow_agents.errors import UserError
+from aiflow_agents.runtime.budget import Budget
 
 Sample = dict[str, Any]
+OK, FAILED, OVER_BUDGET = "ok", "failed", "over budget"  # a sample's status
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -35,6 +37,7 @@ class RunConfig(BaseModel):
     limit: int | None = None
     repeats: int = 1
     data: str | None = None
+    budget: Budget | None = None
     members: dict[str, str] = {}
     tasks: str = ""
     extract: str | dict[str, Any] = "text"
@@ -164,7 +167,7 @@ class RunFolder:
     def finished(self, arm: str, task_id: str, repeat: int) -> bool:
         """Whether this one is done. What failed is tried again."""
         sample = self.samples.get((arm, task_id, repeat))
-        return sample is not None and sample["status"] == "ok"
+        return sample is not None and sample["status"] != FAILED
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Keep these, on disk at once. A later line for the same arm, task and repeat replaces an earlier one."""

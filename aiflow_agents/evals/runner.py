@@ -24,10 +24,11 @@ import numpy as np
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import measures, verdict
 from aiflow_agents.evals.rivals import RIVALS, rivals
-from aiflow_agents.evals.run_folder import RunFolder, Sample
+from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.evals.suite import Suite
 from aiflow_agents.evals.trial import DevTrial, Execute, Settings, chosen, settings
+from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
@@ -73,7 +74,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to run. `topologies` are (name, parameters)."""
+    """What to run. `topologies` are (name, parameters); `budget` is what each task may spend, whichever arm answers it, on dev and on test."""
 
     suite: Suite
     team: Team
@@ -82,6 +83,7 @@ class Evaluation:
     limit: int | None = None
     repeats: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
 
     @cached_property
     def dev(self) -> list[Task]:
@@ -100,7 +102,8 @@ class Evaluation:
         for name, parameters in self.topologies:
             topology = load_topology(name, parameters)
             topology.check(self.team)
-            label = topology.name() + (f"({', '.join(f'{k}={v}' for k, v in parameters.items())})" if parameters else "")
+            given = ", ".join(f"{k}={topology.budget if k == 'budget' else v}" for k, v in parameters.items())
+            label = topology.name() + (f"({given})" if parameters else "")
             if label in arms or label in self.team.agents or label in RIVALS:
                 raise UserError(f"two arms would be called '{label}': give the topology's class, or the member, another name")
             arms[label] = topology
@@ -142,7 +145,7 @@ class Evaluation:
                 results[place[id(result.job)]] = result
                 watch.advance(1)
 
-            run_jobs(jobs, hosts, memory, done, seed=self.seed)
+            run_jobs(jobs, hosts, memory, done, seed=self.seed, budget=self.budget)
             return [results[i] for i in range(len(jobs))]
 
         return execute
@@ -182,7 +185,7 @@ class Evaluation:
                 watch.advance(1)
 
         for start in range(0, len(tasks), SLICE):
-            run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed, sessions=sessions)
+            run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed, sessions=sessions, budget=self.budget)
 
     def _keep(self, result: Result, arm: str, folder: RunFolder) -> None:
         """On disk at once. The sample comes last: once it is there, a resume will not run this job again."""
@@ -207,8 +210,8 @@ class Evaluation:
             "expected": job.task.expected,
             "score": score,
             "correct": score >= 1.0,
-            "status": "failed" if result.error else "ok",
-            "error": result.error,
+            "status": FAILED if result.error else OVER_BUDGET if result.over else OK,
+            "error": result.error or result.over,
             "confidence": None if result.confidence is None else round(result.confidence, 4),
             "seed": self.seed,
             "tags": list(job.task.tags),
@@ -235,6 +238,7 @@ class Evaluation:
             "n_tasks": len(tasks),
             "n_dev": len(trial.tasks),
             "repeats": self.repeats,
+            **({"budget": self.budget.limits()} if self.budget else {}),
             "best_member": {"arm": trial.best_member, "chosen_on": "dev"},
             "best_topology": {"arm": best, "chosen_on": "dev"} if best else None,
             "learned": learned,
@@ -260,7 +264,7 @@ def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: R
     for task in tasks:
         for repeat in range(repeats):
             best = max((folder.samples[name, task, repeat] for name in members), key=lambda s: s["score"])
-            row = best | {"arm": "oracle", "usage": dict.fromkeys(best["usage"], 0), "confidence": None, "status": "ok", "error": None}
+            row = best | {"arm": "oracle", "usage": dict.fromkeys(best["usage"], 0), "confidence": None, "status": OK, "error": None}
             if folder.samples.get(("oracle", task, repeat)) != row:
                 rows.append(row)
     return rows
@@ -295,7 +299,8 @@ def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray) -> dict[str, 
     return {
         "kind": kind,
         "n": len(samples),
-        "n_failed": sum(s["status"] != "ok" for s in samples),
+        "n_failed": sum(s["status"] == FAILED for s in samples),
+        "n_over_budget": sum(s["status"] == OVER_BUDGET for s in samples),
         "accuracy": accuracy,
         "ci95": list(wilson(round(accuracy * len(scores)), len(scores))),
         "flops": mean("flops"),

@@ -195,7 +195,9 @@ def _cost(arm: Mapping[str, Any]) -> str:
 
 
 def _failed(arm: Mapping[str, Any]) -> str:
-    return f" ({arm['n_failed']:,} failed and count as wrong)" if arm.get("n_failed") else ""
+    notes = [f"{arm['n_failed']:,} failed and count as wrong"] if arm.get("n_failed") else []
+    notes += [f"{arm['n_over_budget']:,} stopped by the budget"] if arm.get("n_over_budget") else []
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def percent(share: float) -> str:

@@ -97,13 +97,16 @@ class Agent:
         "hidden" of others of its family, who kept them of their pictures with `want`. An empty question, with `max_tokens` 0, is not sent at all.
         What is said of a picture that stays at its node travels only in the forms that were released.
 
-        Raises MemberFailed when the model refuses the call, OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden states, SpacesDiffer for those of another model.
+        Raises MemberFailed when the model refuses the call, OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden
+        states, SpacesDiffer for those of another model.
         """
         scene = SCENE.get()
         loop = asyncio.get_running_loop()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
-        if scene.meter is not None and isinstance(question, Message):
-            scene.inquired(question)
+        if scene.meter is not None:
+            scene.meter.may_ask()
+            if isinstance(question, Message):
+                scene.inquired(question)
         picture = self._picture(sees, features)
         with scene:
             parcel = None if resume is None else await self._understood(resume, otherwise)

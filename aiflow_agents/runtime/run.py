@@ -87,7 +87,8 @@ def run_jobs(
 ) -> None:
     """Run all jobs and give each result to `done` as soon as it is there.
 
-    `budget` is that of every task; a topology's own (`Topology.budget`) holds beside it. `sessions`: who has met whom so far, by arm; without, all jobs of an arm here are one session.
+    `budget` is that of every task; a topology's own (`Topology.budget`) holds beside it. `sessions`: who has met whom so far, by arm; without, all
+    jobs of an arm here are one session.
     A topology that raises fails its own job alone. What is not an error of a topology (Ctrl-C, a full disk) gets out.
     """
     handover = Handover(hosts, memory, note)

@@ -147,6 +147,14 @@ def test_under_ray_it_is_the_same(team: Team, ray_hosts: Any) -> None:
     assert [(r.answer, r.confidence, r.usage) for r in over_ray] == [(r.answer, r.confidence, r.usage) for r in inline]
 
 
+@pytest.mark.ray
+def test_under_ray_a_budget_is_kept_alike(team: Team, ray_hosts: Any) -> None:
+    used = run(team, ensemble())[0].usage
+    tight = ensemble(budget={"tokens": (used.tokens_in + used.tokens_out) // 2})
+    inline, ray = (run(team, tight, hosts, traced=True) for hosts in (None, ray_hosts))
+    assert [(r.answer, r.usage, r.over, r.spans) for r in inline] == [(r.answer, r.usage, r.over, r.spans) for r in ray] and inline[0].over
+
+
 def test_it_learns_the_lead_the_gate_and_the_weights(team: Team, trial: Any) -> None:
     right = {"ant": [True] * 5 + [False] * 5, "bee": [True] * 9 + [False], "cat": [False] * 10}
 

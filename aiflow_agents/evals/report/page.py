@@ -55,6 +55,7 @@ def write_report(run_folder: Path) -> Path:
         plots=[{"key": key, "title": title, "frames": [scatter(summary, key, title, unit, frame) for frame in FRAMES]} for key, title, unit in COSTS],
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),
         command=f"aiflow eval --config {shlex.quote(str(run_folder / 'config.json'))}", config=config and _shown(config),
+        some_over=any(arm.get("n_over_budget") for arm in summary["arms"].values()),
         percent=percent, points=points, p_text=p_text, quantity=quantity, cost=cost, share=capture_text)
     target = run_folder / "report.html"
     draft = target.with_suffix(".html.part")

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aiflow_agents.evals.run_folder import OVER_BUDGET
+
 # Digits of a column: one character per task. Scores are in 1/SCORES, rounded down, so that only a whole one counts as right.
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SCORES, FAILED, NONE = 60, "!", "-"
@@ -54,7 +56,7 @@ class Samples:
                     samples.questions.append(_text(record.get("question")) or task)
                     samples.expected.append(_text(record.get("expected")))
                     samples.tags.append(tuple(sys.intern(str(tag)) for tag in record.get("tags") or ()))
-                error = str(record["error"]) if record.get("error") else None
+                error = str(record["error"]) if record.get("error") and record.get("status") != OVER_BUDGET else None
                 answer = _text(record.get("answer"))
                 samples.answers[arm, place[task], repeat] = Answer(float(record.get("score") or 0.0), answer and sys.intern(answer), error)
         return samples

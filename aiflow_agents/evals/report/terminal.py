@@ -22,6 +22,9 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     some_failed = any(arm.get("n_failed") for arm in summary["arms"].values())
     if some_failed:
         table.add_column("failed", justify="right", no_wrap=True)
+    some_over = any(arm.get("n_over_budget") for arm in summary["arms"].values())
+    if some_over:
+        table.add_column("over budget", justify="right", no_wrap=True)
     marked = {chosen(summary, "best_member"), chosen(summary, "best_topology")}
     arms, latest = sorted_arms(summary), None
     for name, arm in arms:
@@ -32,7 +35,9 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(Text(name), arm["kind"], percent(arm["accuracy"]), interval, quantity(arm.get("flops")), quantity(cost(arm, "tokens")),
                       quantity(arm.get("wire_bytes"), "B"), quantity((arm.get("latency_s") or {}).get("p50"), "s"),
                       quantity((arm.get("latency_s") or {}).get("p95"), "s"), quantity(arm.get("energy_j"), "J"),
-                      *([f"{arm['n_failed']:,}" if arm.get("n_failed") else ""] if some_failed else []), style="bold" if name in marked else None)
+                      *([f"{arm['n_failed']:,}" if arm.get("n_failed") else ""] if some_failed else []),
+                      *([f"{arm['n_over_budget']:,}" if arm.get("n_over_budget") else ""] if some_over else []),
+                      style="bold" if name in marked else None)
     return table
 
 
