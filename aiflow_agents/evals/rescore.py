@@ -9,7 +9,7 @@ from typing import Any
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.report import write_report
-from aiflow_agents.evals.run_folder import RunConfig, RunFolder, Sample, read_config, read_summary
+from aiflow_agents.evals.run_folder import CURVES, RunConfig, RunFolder, Sample, read_config, read_summary
 from aiflow_agents.evals.runner import judge_samples, oracle
 from aiflow_agents.evals.scorer import Scorer, load_scorer
 from aiflow_agents.evals.suite import load_suites
@@ -56,6 +56,7 @@ def rescore(path: Path, scorer: str | None = None) -> Rescored:
         judged = judge_samples(rows, kinds, best_member=before["best_member"]["arm"], best_topology=best, seed=int(before["seed"]), folder=folder)
         after = json.loads(json.dumps(before | judged | {"scorer": name}))
         folder.summarise(after)
+        (path / CURVES).unlink(missing_ok=True)  # drawn with the marks of then
         folder.log(f"marked again by {name}")
         changed: dict[str, list[tuple[str, int, float, float]]] = {}
         for (arm, task, repeat), sample in folder.samples.items():

@@ -1,7 +1,7 @@
 """A run is a folder. Whatever stops it, what was finished is there, and `--resume` goes on from it.
 
 `config.json` what was asked; `samples.jsonl` one line per arm, task and repeat, as it ends; `trace.jsonl` the spans of the first tasks;
-`calls.sqlite` remembered answers; `summary.json` and `report.html` at the end; `run.log`.
+`calls.sqlite` remembered answers; `summary.json` and `report.html` at the end; `curves.json` where `aiflow curve` was asked for some; `run.log`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aiflow_agents.runtime.budget import Budget
 
 Sample = dict[str, Any]
 OK, FAILED, OVER_BUDGET = "ok", "failed", "over budget"  # a sample's status
+CURVES = "curves.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -94,6 +95,11 @@ def read_summary(path: Path) -> dict[str, Any]:
     if summary is None or not isinstance(summary.get("arms"), dict):
         raise UserError(f"{file} is damaged; make it again: aiflow eval --resume {path}")
     return summary
+
+
+def read_curves(path: Path) -> dict[str, dict[str, Any]]:
+    """The curves of a run (see `evals.curve`), by what they are over; none where there are none, or where the file is damaged."""
+    return (_object(path / CURVES) if (path / CURVES).is_file() else None) or {}
 
 
 def _object(file: Path) -> dict[str, Any] | None:

@@ -112,7 +112,7 @@ class Evaluation:
     def run(self, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> dict[str, Any]:
         """Run to the end and give the summary, which is also on disk. Killed anywhere, it can be run again on the same folder."""
         test = self.test  # a mistake in it is said before anything runs
-        trial, arms, best = self.choose(self._executor(hosts, memory, watch), watch)
+        trial, arms, best = self.choose(self.executor(hosts, memory, watch), watch)
         folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
         self._test(arms, test, trial.team, folder, hosts, memory, watch)
         folder.add(oracle([arm.name for arm in arms if arm.kind == "member"], [task.id for task in test], self.repeats, folder))
@@ -135,7 +135,9 @@ class Evaluation:
             arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
         return trial, arms + [Arm(name, "placebo" if topology.control else "topology", topology) for name, topology in fitted.items()], best
 
-    def _executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Execute:
+    def executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Execute:
+        """What runs jobs on dev."""
+
         def execute(jobs: Sequence[Job]) -> list[Result]:
             results: dict[int, Result] = {}
             place = {id(job): i for i, job in enumerate(jobs)}
@@ -194,9 +196,10 @@ class Evaluation:
             folder.trace({"arm": arm, "task_id": result.job.task.id, "spans": spans})
         if result.error:
             folder.log(f"{arm} failed on {result.job.task.id}: {result.error}")
-        folder.add([self._sample(result, arm)])
+        folder.add([self.sample(result, arm)])
 
-    def _sample(self, result: Result, arm: str) -> Sample:
+    def sample(self, result: Result, arm: str) -> Sample:
+        """What is kept of one answer."""
         job = result.job
         score = 0.0 if result.answer is None else self.suite.scorer(result.answer, job.task)
         said = {"text": result.text} if result.text and result.text.strip() != result.answer else {}  # where the answer is only a part of it

@@ -6,9 +6,9 @@
 - **Never more than the limit.** A transfer that would exceed it (its bytes on every link of its way, what has to be sent again included) does not
   set out. A call whose prompt would exceed it is not made. How long an answer will be nobody knows before, so that one is cut at the last token that
   the budget allows: the node has worked that far, and nothing was said. Calls draw on what is left in the order in which they were made.
-- **What was refused once stays refused**: no further call is then made (tokens, FLOPs), or no further transfer (bytes), even a smaller one; and nobody
-  is asked anything new. What was being asked goes on, and what was said may still travel. So the calls that are made under a larger limit are those
-  that were made under a smaller one, and more.
+- **What was refused once stays refused**: no further call is then made (tokens, FLOPs), or no further transfer (bytes), even a smaller one; and
+  nobody is asked anything new. What was being asked goes on, and what was said may still travel. So the calls that are made under a larger limit are
+  those that were made under a smaller one, and more.
 - **Then the task ends.** `OverBudget` leaves the topology, unless it reacts: a vote may be held over the drafts that are there. The answer is the
   last one that has arrived at home (of an agent that was asked the task's own question); where there is none, it is empty. When the seconds are over
   the topology is cancelled wherever it stands, and what arrives later does not count.
@@ -18,7 +18,7 @@ A limit that is not reached changes nothing: neither what is asked of models, no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf, nextafter
 from typing import Annotated, Any
 
@@ -59,6 +59,13 @@ class Budget(BaseModel):
 
     def __str__(self) -> str:
         return ", ".join(said(name, value) for name, value in self.limits().items()) or "no limit"
+
+
+def spent(name: str, usage: Mapping[str, Any]) -> float:
+    """What of one limit a task has spent, by its `Usage` as plain data."""
+    if name == "tokens":
+        return float(usage["tokens_in"] + usage["tokens_out"])
+    return float(usage[{"bytes": "wire_bytes", "seconds": "latency_s"}.get(name, name)])
 
 
 def said(name: str, value: float) -> str:
@@ -113,7 +120,7 @@ class Meter:
             raise OverBudget(self._calls)
 
     def call(self, who: str, tokens: int, flops: float, steps: int, step_flops: float, more: int) -> int:
-        """Draw a call: `tokens` and `flops` up to its first token, then up to `steps` passes of `step_flops` each, which make `more` tokens, one each.
+        """Draw a call: `tokens` and `flops` up to its first token, then up to `steps` passes of `step_flops` each, which make `more` tokens.
 
         Gives how many of the passes it may take; where these are fewer, the call is cut there and no other follows. Raises OverBudget where not even
         the first token can be had, and nothing is drawn.

@@ -23,13 +23,15 @@ from markupsafe import Markup
 from aiflow_agents import __version__
 from aiflow_agents.evals.report.arms import COSTS, capture_text, chosen, cost, is_ceiling, sorted_arms
 from aiflow_agents.evals.report.conversations import Conversations, places
+from aiflow_agents.evals.report.curves import budget_plot
 from aiflow_agents.evals.report.samples import Samples, short
 from aiflow_agents.evals.report.scatter import FRAMES, scatter
+from aiflow_agents.evals.run_folder import CURVES, read_curves
 from aiflow_agents.evals.verdict import MEMBERS, p_text, percent, points, quantity, sentence
 
-FORMAT = 2  # of the page: one of another format, or by another version, is not current
+FORMAT = 3  # of the page: one of another format, or by another version, is not current
 TAGS, FAILURES = 60, 50  # at most so many are listed
-SOURCES = ("summary.json", "samples.jsonl", "trace.jsonl", "config.json")
+SOURCES = ("summary.json", "samples.jsonl", "trace.jsonl", "config.json", CURVES)
 SCRIPTS = ("elements.js", "run.js", "theme.js", "figure.js", "changes.js", "graph.js", "conversation.js", "timeline.js", "browser.js", "main.js")
 HERE = Path(__file__).parent
 
@@ -53,6 +55,7 @@ def write_report(run_folder: Path) -> Path:
         headline=_headline(summary), team_row=_team_row(summary), groups=_groups(summary),
         chosen={chosen(summary, role): role for role in ("best_member", "best_topology")}, reference=_reference(summary),
         plots=[{"key": key, "title": title, "frames": [scatter(summary, key, title, unit, frame) for frame in FRAMES]} for key, title, unit in COSTS],
+        curves=[budget_plot(curve) for curve in read_curves(run_folder).values()],
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),
         command=f"aiflow eval --config {shlex.quote(str(run_folder / 'config.json'))}", config=config and _shown(config),
         some_over=any(arm.get("n_over_budget") for arm in summary["arms"].values()),

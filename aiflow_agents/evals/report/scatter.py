@@ -37,7 +37,7 @@ def scatter(summary: Mapping[str, Any], key: str, title: str, unit: str, frame: 
     ceiling = next(((name, arm["accuracy"]) for name, arm in summary["arms"].items() if is_ceiling(name)), None)
     heights = [y for _, arm, _ in arms for y in (arm["ci95"] or [arm["accuracy"]])] + ([ceiling[1]] if ceiling else [])
     y_ticks = linear_ticks(min(heights, default=0.0), max(heights, default=1.0))
-    x_of, x_ticks = _cost_axis([price for *_, price in arms], unit, frame)
+    x_of, x_ticks = cost_axis([price for *_, price in arms], unit, frame)
     low, high, floor = y_ticks[0], y_ticks[-1], frame.height - frame.bottom
 
     def y_of(accuracy: float) -> float:
@@ -71,7 +71,7 @@ def linear_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
-def _cost_axis(costs: Sequence[float], unit: str, frame: Frame) -> Axis:
+def cost_axis(costs: Sequence[float], unit: str, frame: Frame) -> Axis:
     """Logarithmic where costs span more than a factor of eight; zeros then sit apart, at the left."""
     positive = [price for price in costs if price > 0]
     start, stop = float(frame.left), float(frame.width - frame.right)
