@@ -23,7 +23,7 @@ def curve(
     display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print the curve as JSON, and nothing else on stdout.")] = False,
 ) -> None:
-    """Accuracy against budget, for every member and topology of a run and for its best member's self-consistency at each limit.
+    """Accuracy against budget, for every member and topology of a run, and for self-consistency of the member that is best under each limit.
 
     Arms stay as the run has fitted them. What they have said is remembered, so no model is asked again; the rival, chosen on dev at each limit, may
     draw samples that are new. The curve is kept in curves.json in the run's folder and drawn in its report.
@@ -62,7 +62,7 @@ def _table(found: Curve) -> list[str]:
         lines.append(f"{name:{width}}" + "".join(f"  {cell:>16}" for cell in cells))
     rival = next((name for name, arm in found["arms"].items() if arm["kind"] == "rival"), None)
     if rival:
-        lines.append(f"{'samples of it':{width}}" + "".join(f"  {point['samples']:>16}" for point in found["arms"][rival]["points"]))
+        lines.append(f"{'  that is':{width}}" + "".join(f"  {'{member} x {samples}'.format(**point):>16}" for point in found["arms"][rival]["points"]))
     if found["gains"]:
         lines.append(f"\n{found['best_topology']} minus {rival}, points (95 %; p after Holm over the limits)")
         for limit, gain in zip(found["limits"], found["gains"], strict=True):

@@ -1,8 +1,8 @@
-"""Accuracy against budget: every arm of a finished run at a ladder of limits, and the best member's self-consistency at each of them.
+"""Accuracy against budget: every arm of a finished run at a ladder of limits, and self-consistency of the member that is best under each of them.
 
 Arms are as the run's dev split has fitted them, without a limit. A limit that a task did not reach changes nothing (see `runtime.budget`), so only
 those tasks are run again that had spent more, and all their answers are remembered: no model is asked but for samples that the rival has not drawn
-yet. The rival is chosen on dev at each limit: one greedy answer, or the vote of as many samples as are best there under it.
+yet. The rival is chosen on dev at each limit: the member that is best under it, with one greedy answer or the vote of as many samples as are best.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ SAMPLES = (3, 5, 9, 17)  # that the rival may draw
 ROUNDED = 1e-5  # samples keep six digits of what was spent
 KINDS = ("member", "topology")  # rivals of one cost and placebos have no curve
 Curve = dict[str, Any]
+Name = TypeVar("Name", str, int)
 
 
 def curve(
@@ -53,7 +54,7 @@ def curve(
 
     Written to `curves.json` in the run's folder, where one of another kind stays, and drawn in its report: `over, limits, n_tasks, best_member,
     best_topology, arms`. `arms[name]` has `kind` and `points`, one a limit: `accuracy, ci95, n_over_budget`, the mean `spent`, and for the rival
-    `samples` (1 is one greedy answer). `gains` compares the best topology with the rival at each limit: `delta, ci95, p, p_holm`.
+    `member` and `samples` (1 is one greedy answer). `gains` compares the best topology with the rival at each limit: `delta, ci95, p, p_holm`.
     Raises UserError for what is no finished run, or for limits that are none.
     """
     if over not in Budget.model_fields:
@@ -109,6 +110,7 @@ class _Ladder:
     def __init__(self, evaluation: Evaluation, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher, over: str, limits: Sequence[float]):
         self.evaluation, self.folder, self.over, self.limits, self.watch = evaluation, folder, over, limits, watch
         self.tasks, self.hosts, self.memory = evaluation.test, hosts, memory
+        self.warm: dict[str, Topology] = {}
 
     def climb(self) -> Curve:
         evaluation = self.evaluation
@@ -117,10 +119,9 @@ class _Ladder:
         kinds = {arm.name: arm.kind for arm in arms} | {RIVAL: "rival"}
         scores: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
         points: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
-        warm = load_topology("self-consistency", {"member": trial.best_member, "samples": SAMPLES[0]}).fit(trial)
         for limit in self.limits:
             at = self._budget(limit)
-            rival, samples = self._rival(trial, warm, at)
+            rival, member, samples = self._rival(trial, at)
             for arm in (*arms, Arm(RIVAL, "rival", rival)):
                 rows = self._answers(arm, trial.team, at, limit)
                 marks = np.array([np.mean([row[0] for row in repeats]) for repeats in rows])
@@ -129,7 +130,7 @@ class _Ladder:
                 points[arm.name].append({
                     "accuracy": float(marks.mean()), "ci95": list(statistics.wilson(round(float(marks.sum())), len(marks))),
                     "n_over_budget": sum(row[1] for row in flat), "spent": float(np.mean([row[2] for row in flat])),
-                    **({"samples": samples} if arm.name == RIVAL else {}),
+                    **({"member": member, "samples": samples} if arm.name == RIVAL else {}),
                 })  # fmt: skip
         return {
             "over": self.over, "limits": list(self.limits), "n_tasks": len(self.tasks), "best_member": trial.best_member, "best_topology": best,
@@ -140,13 +141,15 @@ class _Ladder:
     def _budget(self, limit: float) -> Budget:
         return Budget.model_validate({self.over: int(limit) if self.over in ("tokens", "bytes") else limit})
 
-    def _rival(self, trial: DevTrial, warm: Topology, at: Budget) -> tuple[Topology, int]:
-        """The best on dev under this limit, of equals the cheapest, and how many samples it draws."""
-        greedy = load_topology("single", {"member": trial.best_member, "budget": at})
-        tried = {1: greedy} | {n: warm.model_copy(update={"samples": n, "budget": at}) for n in SAMPLES}
-        found = {n: trial.accuracy(topology) for n, topology in tried.items()}
-        best = max(found, key=lambda n: (found[n][0], -found[n][1], -n))
-        return tried[best], best
+    def _rival(self, trial: DevTrial, at: Budget) -> tuple[Topology, str, int]:
+        """The best on dev under this limit, of equals the cheapest; whose answers it votes on, and how many of them."""
+        alone = {name: load_topology("single", {"member": name, "budget": at}) for name in trial.scores}
+        member = _best(alone, trial)
+        if member not in self.warm:  # the temperature that is best for it, with few samples and no limit
+            self.warm[member] = load_topology("self-consistency", {"member": member, "samples": SAMPLES[0]}).fit(trial)
+        tried = {1: alone[member]} | {n: self.warm[member].model_copy(update={"samples": n, "budget": at}) for n in SAMPLES}
+        samples = _best(tried, trial)
+        return tried[samples], member, samples
 
     def _answers(self, arm: Arm, team: Team, at: Budget, limit: float) -> list[list[tuple[float, bool, float]]]:
         """(score, whether it was stopped, what was spent) by task and repeat: from the run where this limit changes nothing, else anew."""
@@ -160,7 +163,8 @@ class _Ladder:
                     rows[task.id, repeat] = sample["score"], False, price
                 else:
                     again.append(Job(arm.name, arm.topology, task, team, repeat))
-        self.watch.stage(f"{arm.name} at {at}", len(again))
+        if again:
+            self.watch.stage(f"{arm.name} at {at}", len(again))
 
         def done(result: Result) -> None:
             job, row = result.job, self.evaluation.sample(result, arm.name)
@@ -169,6 +173,12 @@ class _Ladder:
 
         run_jobs(again, self.hosts, self.memory, done, seed=self.evaluation.seed, budget=at & self.evaluation.budget)
         return [[rows[task.id, repeat] for repeat in range(self.evaluation.repeats)] for task in self.tasks]
+
+
+def _best(tried: Mapping[Name, Topology], trial: DevTrial) -> Name:
+    """The most accurate on dev, of equals the cheapest, of those the first."""
+    found = {name: trial.accuracy(topology) for name, topology in tried.items()}
+    return max(found, key=lambda name: (found[name][0], -found[name][1]))
 
 
 def gains(own: Sequence[np.ndarray], other: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, Any]]:

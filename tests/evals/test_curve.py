@@ -60,7 +60,7 @@ def test_the_rival_draws_as_many_samples_as_are_best_on_dev_under_the_limit(room
         right = request.sampling.temperature > 0 and room.luck(request.seed) < 0.67
         return (room.truth(request.messages[0].content) if right else "no", 0.5)
 
-    room.say = dict.fromkeys(("ant", "bee", "cat"), ant)
+    room.say = {"ant": ant, "bee": lambda request: ("?", 0.5), "cat": lambda request: ("?", 0.5)}
     room.suite("drawn", dev=24, test=24)
     run = room.evaluate("drawn", topologies=["majority"])
     cost = next(s["usage"] for s in map(json.loads, (run.folder / "samples.jsonl").read_text().splitlines()) if s["arm"] == "ann")
