@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aiflow_agents.config import dump_yaml
 from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Parcel, Reply, Request, Turn, Want
@@ -45,7 +47,8 @@ def feature_sample(model: FamilyModel, scenes: int, seed: int) -> dict[str, Samp
 
     assert model.eyes is not None
     seen = [Picture(pixels, camera) for views in pictures(draw(scenes, "train", seed), seed) for camera, pixels in enumerate(views)]
-    return {f"hidden.{model.eyes.config.layer}": Sample(torch.cat(model.eyes.look(seen)).float().numpy())}
+    lengths = np.full(len(seen), model.eyes.config.patches)
+    return {f"hidden.{model.eyes.config.layer}": Sample(torch.cat(model.eyes.look(seen)).float().numpy(), lengths=lengths)}
 
 
 def sight_card(folder: Path, recipe: Recipe, trained: dict[str, Any], *, count: int = 2100, seed: int = 2026, command: str = "") -> dict[str, Any]:

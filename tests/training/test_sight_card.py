@@ -69,7 +69,7 @@ def test_codecs_of_features_are_fitted_by_command_and_weigh_less(mole: Path, cap
 
     assert main(["calibrate", str(mole), "--calibration", "400", "--display", "none"]) == 0
     model = FamilyModel.load(mole)
-    assert {codec.name for codec in model.info.codecs} == {"klt", "int8", "int4"}
+    assert {codec.name for codec in model.info.codecs} == {"klt", "int8", "int4", "merge"}
     assert sent(model, "int4") < 0.6 * sent(model, "int8") and sent(model, "klt") < 0.55 * sent(model, "float16")
     assert model.courier.codec("int8").fingerprint == fit("int8", feature_sample(model, 100, 0)).fingerprint
     assert measure_sight(model, count=42, codec="int8") and sent(model, "int8") < 0.6 * sent(model, "float16")

@@ -18,7 +18,7 @@ from aiflow_agents.wire.codecs.stored import CalibrationError
 from aiflow_agents.wire.payload import Hidden
 
 Make = Callable[..., Sample]
-SPECS = ("int4+ans", "outliers:channels=2", "klt:step=0.3+ans", "bfloat16+ans", "predict:boundary=2")
+SPECS = ("int4+ans", "outliers:channels=2", "klt:step=0.3+ans", "bfloat16+ans", "predict:boundary=2", "merge:step=0.3")
 
 
 @pytest.fixture(scope="module", params=SPECS)
@@ -43,7 +43,7 @@ def test_every_array_is_checked(file: Path) -> None:
         short, changed = name.rpartition("/")[2], [array.astype(np.float64)]
         if short not in (("pairs",) if predicts else ("mean", "analysis", "apart")):  # those may be absent
             changed.append(None)
-        if array.size and short not in ("apart", "place", "lag", *(["counts"] * predicts)):  # those may have any length
+        if array.size and short not in ("apart", "place", "places", "lag", *(["counts"] * predicts)):  # those may have any length
             changed.append(np.concatenate([array, array]))
         if array.size and array.dtype.kind == "f":
             changed.append(np.where(np.arange(array.size).reshape(array.shape) == 0, np.nan, array).astype(array.dtype))
@@ -66,6 +66,8 @@ def test_every_array_is_checked(file: Path) -> None:
         ("apart", 99, "names channels outside"),
         ("level", 255, "fewer rows than there are classes"),
         ("gain", -1.0, "must be positive"),
+        ("how", -1.0, "must hold spread"),
+        ("joins", 0, "has a zero"),
     ],
 )
 def test_values_that_would_read_another_tensor_are_refused(file: Path, name: str, value: float, said: str) -> None:

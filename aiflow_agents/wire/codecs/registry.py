@@ -4,6 +4,7 @@ A number with a layer behind its name holds for that layer alone: `predict:step=
     raw          float32, float16 or bfloat16                   hadamard     rotated, then integers
     int8, int4   integers, a scale a channel; int:bits=3        klt          by directions of variance; step=, bits=, rank=, by=output
     outliers     some channels in float16, integers for others  predict      what tokens and past do not tell; always entropy-coded
+    merge        what positions say alike is said once; step=, spread=, centres=; always entropy-coded
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from aiflow_agents.wire.codecs.floats import FloatFormat, Raw
 from aiflow_agents.wire.codecs.hadamard import Hadamard
 from aiflow_agents.wire.codecs.integer import Integer
 from aiflow_agents.wire.codecs.klt import Klt
+from aiflow_agents.wire.codecs.merge import Merge, Merging
 from aiflow_agents.wire.codecs.outliers import Outliers
 from aiflow_agents.wire.codecs.plain import Coding, Plain, Unchanged
 from aiflow_agents.wire.codecs.predictive import Predict, Predictive
@@ -25,13 +27,16 @@ from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Stored
 from aiflow_agents.wire.codecs.tokens import TokenModel
 
-Settings = Raw | Integer | Hadamard | Klt | Outliers | Predict
+Settings = Raw | Integer | Hadamard | Klt | Outliers | Merge | Predict
 NAMES: dict[str, type[Settings]] = {
-    "raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers, "predict": Predict,
+    "raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers, "merge": Merge, "predict": Predict,
 }  # fmt: skip
 SHORT = {"int8": "int:bits=8", "int4": "int:bits=4", "float32": "raw:dtype=float32", "float16": "raw:dtype=float16", "bfloat16": "raw:dtype=bfloat16"}
 ALWAYS = {("raw", "dtype"), ("int", "bits")}  # said even where it is the default
-RANGES = {"bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20), "boundary": (0, 1 << 30)}
+RANGES = {
+    "bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20), "boundary": (0, 1 << 30),
+    "spread": (0, 1e6), "centres": (0, 1 << 20), "near": (1, 1 << 10),
+}  # fmt: skip
 
 
 class Spec(NamedTuple):
@@ -67,8 +72,8 @@ def parse(spec: str) -> Spec:
             raise UserError(f"codec '{spec}': '{pair}' is no setting of {name}; it has {', '.join(f'{key}=' for key in hints)}")
         (own.setdefault(int(layer), {}) if dot else values)[key] = _value(spec, key, value, hints[key])
     settings, layers = kind(**values), {layer: kind(**{**values, **others}) for layer, others in sorted(own.items())}
-    if plus and name == "predict":
-        raise UserError(f"codec '{spec}': predict is always entropy-coded; leave +ans out")
+    if plus and name in ("merge", "predict"):
+        raise UserError(f"codec '{spec}': {name} is always entropy-coded; leave +ans out")
     chosen = [f.name for f in fields(kind) if getattr(settings, f.name) != f.default or (name, f.name) in ALWAYS]
     shown = [f"{key}={_show(getattr(settings, key))}" for key in chosen]
     for at, one in layers.items():
@@ -101,7 +106,7 @@ def fit(spec: str, samples: Mapping[str, Sample]) -> Codec:
     for space, sample in samples.items():
         own = found.at(space)
         fitted = FloatFormat(own.dtype, sample.states.shape[1]) if isinstance(own, Raw) else own.fit(sample)
-        codings[space] = fitted if isinstance(fitted, Predictive) else Plain.fit(fitted, sample.states, entropy)
+        codings[space] = fitted if isinstance(fitted, Predictive | Merging) else Plain.fit(fitted, sample.states, entropy)
     return Codec(text, codings, text=TokenModel.fit(next(iter(samples.values()))) if isinstance(settings, Predict) else None)
 
 
@@ -111,6 +116,8 @@ def restore(spec: str, spaces: Mapping[str, Stored]) -> Codec:
     if isinstance(settings, Predict):
         codings = {space: Predictive.restore(stored) for space, stored in spaces.items() if space != TEXT}
         return Codec(text, codings, text=TokenModel.restore(spaces[TEXT]) if TEXT in spaces else None)
+    if isinstance(settings, Merge):
+        return Codec(text, {space: Merging.restore(stored) for space, stored in spaces.items()})
     floats = FloatFormat(settings.dtype) if isinstance(settings, Raw) else None
     return Codec(text, {space: Plain.restore(stored, floats, entropy) for space, stored in spaces.items()})
 

@@ -40,6 +40,12 @@ class Sample:
             raise UserError(f"codec '{codec}' is fitted with gradients of the outputs; this sample has none")
         return self.gradients.reshape(-1, *self.states.shape)
 
+    def pieces(self, codec: str) -> list[Floats]:
+        """The states of each sequence; `UserError` naming the codec that wants whole sequences, where this sample has none."""
+        if self.lengths is None:
+            raise UserError(f"codec '{codec}' is fitted with the lengths of whole sequences; this sample has none")
+        return np.split(self.states, self.lengths.cumsum()[:-1])
+
     def padded(self, codec: str) -> tuple[Floats, Ints, NDArray[np.bool_]]:
         """States [sequences, positions, width], token ids and which places are not padding, both [sequences, positions].
 

@@ -92,6 +92,22 @@ class Modelled:
             raise stored.error("counts", "has a zero within a column's range")
         return cls(bits, counts)
 
+    def push(self, coder: Any, symbols: Symbols) -> None:
+        """symbols onto a coder, so that `pull` finds them: for those who have more to say in one body. No column may be wider than 24 bits."""
+        for j in reversed(range(len(self.bits))):
+            if low := int(_low_bits(self.bits)[j]):
+                coder.encode_reverse(np.ascontiguousarray(symbols[:, j] & ((1 << low) - 1)).astype(np.int32), _even(low))
+            coder.encode_reverse(np.ascontiguousarray(symbols[:, j] >> low).astype(np.int32), self._models[j])
+
+    def pull(self, coder: Any, positions: int) -> Symbols:
+        """The next symbols on a coder, [positions, columns]."""
+        found = np.empty((positions, len(self.bits)), np.uint32)
+        for j, low in enumerate(_low_bits(self.bits).tolist()):
+            found[:, j] = coder.decode(self._models[j], positions)
+            if low:
+                found[:, j] = found[:, j] << low | coder.decode(_even(low), positions).astype(np.uint32)
+        return found
+
     def pack(self, symbols: Symbols) -> bytes:
         coder, high = ans_writer(), (symbols >> _low_bits(self.bits)).astype(np.int32)
         for j in reversed(range(len(self.bits))):
@@ -137,6 +153,13 @@ def categorical(counts: NDArray[Any]) -> Any:
     import constriction
 
     return constriction.stream.model.Categorical(counts.astype(np.float64) / float(counts.sum(dtype=np.int64)), perfect=False)
+
+
+def _even(bits: int) -> Any:
+    """A model of so many bits of noise."""
+    import constriction
+
+    return constriction.stream.model.Uniform(1 << bits)
 
 
 def _values(bits: Bits) -> list[int]:
