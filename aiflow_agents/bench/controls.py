@@ -4,8 +4,8 @@
                 saturated    ...
     seed 1001   ...
 
-One false `beats` says nothing: the judge allows itself some. Over many seeds it must not say `beats`, of any topology of a room, in more than 5 % of them.
-Rivals are left out, as they decide nothing here.
+One false `beats` says nothing: the judge allows itself some. Over many seeds it must not say `beats`, of any topology of a room, in more than 5 % of
+them. Rivals are left out, as they decide nothing here.
 """
 
 from __future__ import annotations
