@@ -4,7 +4,7 @@
                 saturated    ...
     seed 1001   ...
 
-One false `beats` says nothing: the judge allows itself some. Over many seeds it must not say `beats`, of any topology of a room, in more than 5 % of
+One false `beats` says nothing: the judge allows itself some. Over many seeds it must not say it, of any topology of a room, in more than 5 % of
 them. Rivals are left out, as they decide nothing here.
 """
 

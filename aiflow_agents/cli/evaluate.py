@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from aiflow_agents.runtime.budget import Budget
 
 # what a run is: its config.json keeps these, and they win over that file only where they are given
-WHAT = ("team", "network", "topology", "parameter", "seed", "limit", "repeats", "data", "max_tokens_total", "max_flops", "max_bytes", "max_seconds")
+WHAT = (
+    *("team", "network", "topology", "parameter", "seed", "limit", "repeats", "data", "monolith"),
+    *("max_tokens_total", "max_flops", "max_bytes", "max_seconds"),
+)
 # how it is done: no run remembers these, so a command that goes on with one says them again
 HOW = ("runtime", "ray_address", "reuse", "require_gain", "display", "json")
 
@@ -43,6 +46,10 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(help="A file, folder or Hugging Face name to read in place of the suite's data, in the same columns.", show_default=False),
+    ] = None,
+    monolith: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A model that answers alone, as a rival; see `aiflow bench monolith`.", show_default=False),
     ] = None,
     max_tokens_total: Annotated[
         int | None, typer.Option(min=0, help="Of one task: tokens read and made, of all calls together. A hard limit.", show_default=False)
@@ -92,7 +99,7 @@ def evaluate(
         raise UserError("--resume goes on with a run and --config begins a new one: give one of them")
     resume = resume.parent if resume and resume.name == "config.json" else resume
     saved = _saved(resume, config)
-    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats, "data": data}
+    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats, "data": data, "monolith": monolith}
     settings: dict[str, Any] = {key: value if key in given or saved is None else getattr(saved, key) for key, value in asked.items()}
     settings["topologies"] = _patterns(topology, parameter) or (saved.topologies if saved else None)
     settings["budget"] = limits(max_tokens_total, max_flops, max_bytes, max_seconds) or (saved.budget if saved else None)

@@ -115,12 +115,14 @@ def plan(
     limit: int | None = None,
     repeats: int = 1,
     data: str | Path | None = None,
+    monolith: str | Path | None = None,
     budget: Budget | None = None,
 ) -> Evaluation:
     """The evaluation that `evaluate` would run, checked: every topology has answered a question with members that only pretend to think.
 
-    `budget` limits what each task may spend, in every arm, on dev and on test (see `runtime.budget`).
-    Loads no weights. What a suite's file names by path is looked up beside that file; `data` is read in place of what it names, from here.
+    Loads no weights. What a suite's file names by path is looked up beside that file; `data` is read in place of what it names, from here. `monolith`
+    is a model by name or folder, which answers alone and is a rival of the team. `budget` limits what each task may spend, in every arm, on dev and
+    on test (see `runtime.budget`).
     """
     suites = [suite] if isinstance(suite, Suite) else load_suites(suite)
     if len(suites) != 1:
@@ -135,6 +137,7 @@ def plan(
         net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
         people, team_name = Team.load(where.path, network=net, max_tokens=one.file.max_tokens), _findable(where)
     people = people.extracting(extraction(one.file.extract))
+    alone = None if monolith is None else _monolith(monolith, people, one)
     if topologies is None:
         patterns = []
         for place, (name, parameters) in enumerate(one.topologies()):
@@ -157,12 +160,14 @@ def plan(
     }
     if one.data is not None:
         config["data"] = one.data
+    if monolith is not None:
+        config["monolith"] = _findable(catalog.find("model", str(monolith)))
     if budget:
         config["budget"] = budget.limits()
-    evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config, budget)
+    evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config, monolith=alone, budget=budget)
     rehearse(evaluation)
     # not to be set by anyone, but a run does not go on with other weights or other questions than it began with
-    config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in people}
+    config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in [*people, *(alone or ())]}
     if one.file.extract != "text":
         config["extract"] = one.file.extract if isinstance(one.file.extract, str) else one.file.extract.model_dump(exclude_defaults=True)
     config["tasks"] = f"{len(evaluation.dev)} dev, {len(evaluation.test)} test, {stable_hash(evaluation.dev, evaluation.test):016x}"
@@ -234,6 +239,14 @@ def _entry(kind: catalog.Kind, given: str | Path | None, default: str | None, su
         return catalog.find(kind, default or "", base=suite.folder)
     except UserError as error:
         raise suite.mistake(error, kind) from None
+
+
+def _monolith(model: str | Path, team: Team, suite: Suite) -> Team:
+    """A model by name or folder as a team of one. Raises UserError where it could not see what the members do."""
+    if suite.file.scenes:
+        raise UserError(f"the pictures of suite '{suite.name}' stay with its cameras, so no single model can be asked; leave the monolith out")
+    one = team.beside("monolith", catalog.find("model", str(model)).path, suite.file.max_tokens)
+    return one.extracting(extraction(suite.file.extract))
 
 
 def _findable(entry: catalog.Entry) -> str:

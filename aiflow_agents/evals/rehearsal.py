@@ -61,7 +61,7 @@ def calls_at_most(evaluation: Evaluation) -> dict[str, Any]:
         trial, arms, _ = few.choose(dev.execute, Silence())
         for arm in arms:
             sampled = arm.name.startswith(SAMPLED)
-            results = [] if sampled else test.execute([Job(arm.name, arm.topology, task, trial.team) for task in few.test])
+            results = [] if sampled else test.execute([Job(arm.name, arm.topology, task, arm.team or trial.team) for task in few.test])
             most_samples = MOST_SAMPLES * (len(team) if arm.name == SAMPLED[1] else 1)
             calls[arm.name] = most_samples if sampled else max(result.usage.calls for result in results)
             if (most := arm.topology.most_calls()) > calls[arm.name]:

@@ -1,4 +1,7 @@
-"""What a team must beat to have earned its cost: the same compute without the talking."""
+"""What a team must beat to have earned its cost: the same compute without the talking.
+
+One rival is not made here: `monolith`, a single model of the team's parameters, trained on the team's tokens. It is a folder that the user gives.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ MOST_SAMPLES = 64  # of one member; self-consistency stops improving long before
 TEMPERATURES = (0.3, 0.5, 0.7, 1.0)  # those that self-consistency tries
 RIVALS = (
     *("self-consistency@flops", "self-consistency@tokens", "self-talk", "random"),
-    *("vote", "vote@weighted", "vote@most-confident", "vote@flops", "oracle"),
+    *("vote", "vote@weighted", "vote@most-confident", "vote@flops", "monolith", "oracle"),
 )
 
 

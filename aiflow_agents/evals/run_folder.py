@@ -38,6 +38,7 @@ class RunConfig(BaseModel):
     limit: int | None = None
     repeats: int = 1
     data: str | None = None
+    monolith: str | None = None
     budget: Budget | None = None
     members: dict[str, str] = {}
     tasks: str = ""

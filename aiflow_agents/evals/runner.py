@@ -65,16 +65,19 @@ class Silence:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of answering the suite. `kind` is member, rival, topology or placebo."""
+    """One way of answering the suite. `kind` is member, rival, topology or placebo; `team`: who answers, where that is not the team itself."""
 
     name: str
     kind: str
     topology: Topology
+    team: Team | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to run. `topologies` are (name, parameters); `budget` is what each task may spend, whichever arm answers it, on dev and on test."""
+    """What to run. `topologies` are (name, parameters). `monolith`: a team of one model, which is a rival. `budget` is what each task may spend,
+    whichever arm answers it, on dev and on test.
+    """
 
     suite: Suite
     team: Team
@@ -83,6 +86,7 @@ class Evaluation:
     limit: int | None = None
     repeats: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
+    monolith: Team | None = None
     budget: Budget | None = None
 
     @cached_property
@@ -133,6 +137,8 @@ class Evaluation:
         if best:
             watch.note(f"best topology on dev: {best} ({trial.unseen(asked[best])[0]:.1%} where it was not fitted)")
             arms += [Arm(name, "rival", topology) for name, topology in rivals(trial, fitted[best], self.seed).items()]
+        if self.monolith:
+            arms.append(Arm("monolith", "rival", load_topology("single", {"member": "monolith"}), self.monolith))
         return trial, arms + [Arm(name, "placebo" if topology.control else "topology", topology) for name, topology in fitted.items()], best
 
     def executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Execute:
@@ -173,7 +179,7 @@ class Evaluation:
                         if all(folder.finished(one.name, task.id, repeat) for one in (arm, *others)):
                             watch.advance(1 + len(others))
                         else:
-                            yield Job(arm.name, arm.topology, task, team, repeat, traced=task.id in early and repeat == 0)
+                            yield Job(arm.name, arm.topology, task, arm.team or team, repeat, traced=task.id in early and repeat == 0)
 
         told: set[str] = set()
         sessions = met_before(folder)

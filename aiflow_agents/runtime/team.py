@@ -174,6 +174,17 @@ class Team:
         """The same team with these members alone."""
         return replace(self, agents={name: self[name] for name in names})
 
+    def beside(self, name: str, model: Path, max_tokens: int = MAX_TOKENS) -> Team:
+        """Another model alone, under the same conditions: on this network, at a node of the highest tier that there is.
+
+        Raises UserError for a folder that is no model.
+        """
+        from aiflow_agents.models.family.model import model_info
+
+        node = next(nodes[0] for tier in ("cloud", "edge", "device") if (nodes := self.network.tier(tier)))
+        self.network.route(self.home, node)  # raises NoRoute before anything runs
+        return replace(self, agents={name: Agent(name, str(model), model_info(model), node, self.home, max_tokens=max_tokens)})
+
     def calibrated(self, calibrations: Mapping[str, Calibration]) -> Team:
         """The same team, whose confidences mean what they say."""
         return replace(self, agents={name: replace(agent, calibration=calibrations.get(name, AS_IT_IS)) for name, agent in self.agents.items()})

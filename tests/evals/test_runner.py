@@ -230,6 +230,24 @@ def test_talking_is_held_against_the_vote_of_the_same_members_at_equal_flops(roo
     assert says(report, "debate", "vote@flops") == "loses"
 
 
+def test_a_single_model_of_the_teams_size_is_a_rival(room: Any, models: list[Path]) -> None:
+    from tests.conftest import make_model
+
+    make_model(room.root / "dog", seed=9)
+    room.knows["dog"] = lambda question: room.luck("dog", question) < 0.97
+    report = room.evaluate(monolith="./dog", limit=30)
+    row = report.summary["arms"]["monolith"]
+    truth = {task: room.knows["dog"](f"{room.SKILLS[int(task[5:]) % 3]} {1000 + int(task[5:])}") for task in by_task(report, "monolith")}
+    assert by_task(report, "monolith") == truth and row["kind"] == "rival" and row["calls"] == 1 and row["wire_bytes"] > 0
+    assert says(report, report.summary["best_topology"]["arm"], "monolith") == "not shown"
+    config = json.loads((report.folder / "config.json").read_text())
+    assert config["monolith"] == str(room.root / "dog") and config["members"]["monolith"].startswith("dog ")
+    make_model(room.root / "dog", seed=10)
+    with pytest.raises(UserError, match="members was"):
+        room.evaluate(monolith="./dog", limit=30, path=report.folder, resume=True)
+    assert "monolith" not in room.evaluate(limit=6).summary["arms"]
+
+
 def test_arms_that_do_the_same_are_run_once_and_each_has_its_samples(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: Counter[str] = Counter()
 
@@ -282,6 +300,38 @@ def test_failed_answers_are_wrong_and_listed_and_tried_again(room: Any) -> None:
     assert again.n_failed == 0 and again.accuracy("oracle") > report.accuracy("oracle")
     fresh = room.evaluate(limit=20)
     assert {**again.summary, "run_id": ""} == {**fresh.summary, "run_id": ""}
+
+
+def test_who_has_met_before_a_kill_need_not_meet_again(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of a family introduce themselves once a run, and the first task pays for it: also where the run was stopped in between."""
+    from aiflow_agents import evaluate
+    from aiflow_agents.evals.run_folder import RunFolder
+    from aiflow_agents.models.family.model import FamilyModel
+    from aiflow_agents.runtime.hosts import InlineHosts
+    from tests.conftest import exits_team, make_family
+
+    team = exits_team(make_family(room.root / "bud", layers=6, exits=(1, 3, 5)), room.root, max_tokens=3)
+    room.suite("talk", dev=6, test=12, topologies="[feature-relay]")
+    monkeypatch.setattr(runner, "SLICE", 4)
+
+    def run(name: str, **options: Any) -> list[dict[str, Any]]:
+        hosts = InlineHosts(load=lambda folder: FamilyModel.load(Path(folder)))
+        report = evaluate("talk", team, path=room.root / name, hosts=hosts, **options)
+        return sorted(samples(report), key=lambda line: (line["arm"], line["task_id"]))
+
+    whole, add = run("whole"), RunFolder.add
+
+    def stopped(folder: RunFolder, rows: Any) -> None:
+        if len(folder.samples) == 70:
+            raise KeyboardInterrupt
+        add(folder, rows)
+
+    monkeypatch.setattr(RunFolder, "add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.setattr(RunFolder, "add", add)
+    assert run("cut", resume=True) == whole
+    assert [line["task_id"] for line in whole if "met" in line] == ["test-0"], "of twelve tasks one pays"
 
 
 def test_repeats_are_samples_of_one_task(room: Any) -> None:
