@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
+from aiflow_agents.bench import clustered
 from aiflow_agents.bench.worlds import Runs, World, shown_exactly
 from aiflow_agents.evals import statistics, verdict
 from aiflow_agents.evals.trial import chosen
@@ -23,6 +24,7 @@ SURE = 0.001  # a rate of errors above ALPHA is believed below this p
 FLOOR, NEAR = 0.93, 0.01  # coverage: at least, in each world; and how far the mean over worlds may be from LEVEL
 WRITTEN_OUT = 5  # runs of each world that `verdict.judge` itself gets
 BEST = 0.6  # accuracy of the best member
+CLUSTERED = 10  # runs of clustered questions are slow too
 SHARE = 4  # intervals of the captured share are slow: of so many runs, one has it
 
 
@@ -239,17 +241,22 @@ def try_pvalues(seed: int) -> dict[str, float | None]:
 def bench_judge(runs: int = 20_000, seed: int = 0, tried: Sequence[World] | None = None, watch: Any = None) -> dict[str, Any]:
     """The whole trial. `runs` in each world; `watch` (see `runner.Watcher`) is told of each. Returns `worlds, power, pvalues, criteria, passed`."""
     grid, exact = list(worlds() if tried is None else tried), power_worlds()
+    together = clustered.worlds() if tried is None else []
     graded = [world for world in grid if world.name == "far" and len(world.gains) == 1 and world.tasks <= 400 and world.discordance >= 0.2]
     pvalues = try_pvalues(seed)
     cells, powers = [], []
     if watch is not None:
-        watch.stage(f"worlds of {runs:,} runs", len(grid) + len(graded) + len(exact))
+        watch.stage(f"worlds of {runs:,} runs", len(grid) + len(graded) + len(together) + len(exact))
     for world in grid:
         cells.append(try_world(world, runs, seed))
         if watch is not None:
             watch.advance(1)
     for world in graded if runs >= SHARE else ():
         cells.append(try_graded(world, runs // SHARE, seed))
+        if watch is not None:
+            watch.advance(1)
+    for world in together if runs >= CLUSTERED else ():
+        cells.append(clustered.try_clustered(world, runs // CLUSTERED, seed))
         if watch is not None:
             watch.advance(1)
     for world in exact:
@@ -270,7 +277,7 @@ def weigh(cells: Sequence[dict[str, Any]], powers: Sequence[dict[str, Any]], pva
         passed = all(binomtest(round(c[kind] * c["runs"]), c["runs"], ALPHA, alternative="greater").pvalue >= SURE for c in cells)
         found.append(Criterion(said, f"not above {ALPHA:.0%} in any world (p < {SURE} says it is)",
                                f"at most {worst[kind]:.2%}, in {_where(worst)}", passed))  # fmt: skip
-    for kind in ("difference", "accuracy", "capture", "graded difference"):
+    for kind in ("difference", "accuracy", "capture", "graded difference", "clustered difference", "clustered accuracy"):
         given = [(cell["covered"][kind], cell) for cell in cells if cell["covered"].get(kind) is not None]
         if not given:
             continue

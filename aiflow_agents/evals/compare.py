@@ -1,7 +1,7 @@
 """Arms of different runs, side by side on the tasks that they share: which is better, are they equally good, which is cheaper?
 
 The unit is the task. What one side said to it in several repeats, or in several runs with other seeds, is averaged first: answers to one task
-are no independent evidence.
+are no independent evidence. Nor are those to tasks of one cluster, where the suite declares some: then clusters are the unit (see `clusters`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.evals import statistics, verdict
+from aiflow_agents.evals import clusters, statistics, verdict
 from aiflow_agents.evals.run_folder import read_samples, read_summary
 from aiflow_agents.evals.verdict import p_text, percent, points
 
@@ -25,12 +25,14 @@ Key = tuple[str, str]  # a task: its id and its question
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: an arm of one run or of several. `tasks`: per task [answers, 1 + costs], the score and then `COSTS`."""
+    """One side of a comparison: an arm of one run or of several. `tasks`: per task [answers, 1 + costs], the score and then `COSTS`.
+    `cluster`: that of each task, empty where there is none."""
 
     name: str
     runs: tuple[str, ...]
     arms: tuple[str, ...]
     tasks: Mapping[Key, np.ndarray]
+    cluster: Mapping[Key, str]
 
 
 def read_side(given: str) -> Side:
@@ -38,18 +40,20 @@ def read_side(given: str) -> Side:
     no topology was run, its best member. Raises UserError for what is no finished run, or has no such arm."""
     runs, arms = [], []
     found: dict[Key, list[list[float]]] = defaultdict(list)
+    cluster: dict[Key, str] = {}
     for part in [given] if Path(given).exists() else given.split(","):
         path, arm = _split(part.strip())
         summary = read_summary(path)
         arm = arm or (summary["best_topology"] or summary["best_member"])["arm"]
         if arm not in summary["arms"]:
             raise UserError(f"{path} has no arm '{arm}'; it has {', '.join(summary['arms'])}")
-        for key, rows in _answers(path, arm).items():
+        for key, (rows, of) in _answers(path, arm).items():
             found[key] += rows
+            cluster[key] = of
         runs.append(path.name)
         arms.append(arm)
     name = "+".join(dict.fromkeys(arms))
-    return Side(name, tuple(runs), tuple(arms), {key: np.array(rows) for key, rows in found.items()})
+    return Side(name, tuple(runs), tuple(arms), {key: np.array(rows) for key, rows in found.items()}, cluster)
 
 
 def _split(part: str) -> tuple[Path, str]:
@@ -59,13 +63,14 @@ def _split(part: str) -> tuple[Path, str]:
     return (path.parent if path.name in ("summary.json", "config.json") else path), arm
 
 
-def _answers(path: Path, arm: str) -> dict[Key, list[list[float]]]:
-    """What one arm said: task -> a row of score and costs for each repeat."""
-    found: dict[Key, list[list[float]]] = defaultdict(list)
+def _answers(path: Path, arm: str) -> dict[Key, tuple[list[list[float]], str]]:
+    """What one arm said: task -> a row of score and costs for each repeat, and the task's cluster."""
+    found: dict[Key, tuple[list[list[float]], str]] = {}
     try:
         for (name, task, _), sample in read_samples(path).items():
             if name == arm:
-                found[task, str(sample["question"])].append([float(sample["score"]), *(float(sample["usage"][cost]) for cost in COSTS)])
+                rows, _ = found.setdefault((task, str(sample["question"])), ([], str(sample.get("cluster") or "")))
+                rows.append([float(sample["score"]), *(float(sample["usage"][cost]) for cost in COSTS)])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'samples.jsonl'}: an answer of {arm} is without its question, score or costs, so it cannot be compared") from None
     if not found:
@@ -80,7 +85,8 @@ def compare_runs(given: Sequence[str], margin: float = 0.02, seed: int = 0, alph
     `delta` (its accuracy minus the first one's), `ci95, p, p_holm, wins, losses, ties`; `equivalence` with its own `p` and `p_holm` (two
     one-sided tests, Holm over the comparisons); `costs`, each a `ratio` to the first one's with its `ci95`, None where the first one's is 0; and
     `says`: better, worse, same (within the margin) or not shown, and a `sentence`. Right/wrong scores get exact McNemar and Tango, others
-    permutations and the bootstrap over tasks. Raises UserError where there are fewer than two sides, or no common task.
+    permutations and the bootstrap over tasks, clustered ones what is in `clusters`. Raises UserError where there are fewer than two sides, or no
+    common task.
     """
     if len(given) < 2:
         raise UserError("compare at least two runs: aiflow compare RUN RUN")
@@ -94,11 +100,12 @@ def compare_runs(given: Sequence[str], margin: float = 0.02, seed: int = 0, alph
         examples = ", ".join(f"{name} asks '{next(iter(side.tasks))[1][:40]}'" for name, side in zip(names, sides, strict=True) if side.tasks)
         raise UserError(f"these runs share no task (same id and question): {examples}; compare runs of one suite with one seed")
     tables = [np.array([side.tasks[key].mean(axis=0) for key in common]) for side in sides]  # each [tasks, 1 + costs]
-    rows = [_compare(tables[0], table, margin, seed) for table in tables[1:]]
+    cluster = clusters.numbered([first.cluster[key] for key in common]) if any(first.cluster[key] for key in common) else None
+    rows = [compare_scores(tables[0], table, margin, seed, cluster) for table in tables[1:]]
     for kind in (rows, [row["equivalence"] for row in rows]):
         for row, p in zip(kind, statistics.holm([row["p"] for row in kind]).tolist(), strict=True):
             row["p_holm"] = p
-    described = [_side(name, side, table, len(common), seed) for name, side, table in zip(names, sides, tables, strict=True)]
+    described = [_side(name, side, table, seed, cluster) for name, side, table in zip(names, sides, tables, strict=True)]
     for row, side in zip(rows, described[1:], strict=True):
         row |= {"first": described[0]["name"], "second": side["name"], "says": _says(row, alpha)}
         row["sentence"] = sentence(described[0], side, row, len(common), margin)
@@ -111,18 +118,29 @@ def _names(sides: Sequence[Side]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} of {'+'.join(side.runs)}" for name, side in zip(names, sides, strict=True)]
 
 
-def _side(name: str, side: Side, table: np.ndarray, n: int, seed: int) -> dict[str, Any]:
-    score = table[:, 0]
+def _side(name: str, side: Side, table: np.ndarray, seed: int, cluster: np.ndarray | None) -> dict[str, Any]:
+    score, n = table[:, 0], len(table)
     binary = bool(np.isin(score, (0.0, 1.0)).all())
-    interval = statistics.wilson(int(score.sum()), n) if binary else statistics.bootstrap_mean(score, seed)
+    if cluster is not None:
+        interval = clusters.share(clusters.sums(score, cluster), np.bincount(cluster))
+    else:
+        interval = statistics.wilson(int(score.sum()), n) if binary else statistics.bootstrap_mean(score, seed)
     costs = dict(zip(COSTS, table[:, 1:].mean(axis=0).tolist(), strict=True))
     return {"name": name, "runs": list(side.runs), "arms": list(side.arms), "accuracy": float(score.mean()), "ci95": list(interval), "costs": costs}
 
 
-def _compare(first: np.ndarray, second: np.ndarray, margin: float, seed: int) -> dict[str, Any]:
+def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: int, cluster: np.ndarray | None) -> dict[str, Any]:
+    """One comparison. first, second: [tasks, 1 + costs], scores and then costs; cluster: [tasks], numbers, or None."""
     x, y = second[:, 0], first[:, 0]
     wins, losses, n = int((x > y).sum()), int((x < y).sum()), len(x)
-    if np.isin([x, y], (0.0, 1.0)).all():
+    if cluster is not None:
+        found = clusters.sums(x - y, cluster)
+        whole = bool(np.isin([x, y], (0.0, 1.0)).all())
+        p = clusters.flips(found) if whole else statistics.paired_permutation(found, np.zeros(len(found)), seed)
+        ci95 = clusters.interval(found, np.bincount(cluster))
+        same = statistics.equivalence_graded(clusters.scaled(x - y, cluster), margin)
+        first, second = (np.stack([clusters.scaled(column, cluster) for column in side.T], 1) for side in (first, second))
+    elif np.isin([x, y], (0.0, 1.0)).all():
         p, ci95, same = statistics.mcnemar_exact(wins, losses), statistics.tango(wins, losses, n), statistics.equivalence(wins, losses, n, margin)
     else:
         p, ci95 = statistics.paired_permutation(x, y, seed), statistics.bootstrap_mean(x - y, seed)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.evals import measures, verdict
+from aiflow_agents.evals import clusters, measures, verdict
 from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
@@ -223,6 +223,7 @@ class Evaluation:
             "error": result.error or result.over,
             "confidence": None if result.confidence is None else round(result.confidence, 4),
             "seed": self.seed,
+            **({"cluster": job.task.cluster} if job.task.cluster else {}),
             "tags": list(job.task.tags),
             "usage": {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in asdict(result.usage).items()},
         }
@@ -288,16 +289,24 @@ def judge_samples(
     rows[arm][task] are the samples of its repeats.
     """
     scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
-    verdicts = verdict.judge(scores, kinds, best_member=best_member, best_topology=best_topology, oracle="oracle", seed=seed)
+    cluster = clustered([repeats[0] for repeats in rows[best_member]])
+    verdicts = verdict.judge(scores, kinds, best_member=best_member, best_topology=best_topology, oracle="oracle", seed=seed, cluster=cluster)
     flat = {name: [sample for repeats in per_task for sample in repeats] for name, per_task in rows.items()}
     members = [name for name in kinds if kinds[name] == "member"]
     measured = measures.measure(flat, members, best_member, measures.read_traces(folder.path / "trace.jsonl"))
-    arms = {name: _arm(kinds[name], flat[name], scores[name]) | {"measures": measured[name]} for name in kinds}
-    return {"arms": arms, "measures": measures.of_members(flat, members), "verdicts": [asdict(row) for row in verdicts]}
+    arms = {name: _arm(kinds[name], flat[name], scores[name], cluster) | {"measures": measured[name]} for name in kinds}
+    grouped = {} if cluster is None else {"n_clusters": int(cluster.max()) + 1}
+    return {**grouped, "arms": arms, "measures": measures.of_members(flat, members), "verdicts": [asdict(row) for row in verdicts]}
 
 
-def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray) -> dict[str, Any]:
-    """One arm's row: accuracy with its interval (Wilson over tasks), and mean cost per question."""
+def clustered(samples: Sequence[Sample]) -> np.ndarray | None:
+    """Of one sample for each task, the task's cluster as a number; None where the suite declares no clusters."""
+    names = [sample.get("cluster") for sample in samples]
+    return clusters.numbered(names) if any(names) else None
+
+
+def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray, cluster: np.ndarray | None) -> dict[str, Any]:
+    """One arm's row: accuracy with its interval (Wilson over tasks, or over what clusters are worth), and mean cost per question."""
     usage = [s["usage"] for s in samples]
 
     def mean(key: str) -> float:
@@ -305,13 +314,17 @@ def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray) -> dict[str, 
 
     latency = np.array([u["latency_s"] for u in usage])
     accuracy = float(scores.mean())
+    if cluster is None:
+        interval = wilson(round(accuracy * len(scores)), len(scores))
+    else:
+        interval = clusters.share(clusters.sums(scores, cluster), np.bincount(cluster))
     return {
         "kind": kind,
         "n": len(samples),
         "n_failed": sum(s["status"] == FAILED for s in samples),
         "n_over_budget": sum(s["status"] == OVER_BUDGET for s in samples),
         "accuracy": accuracy,
-        "ci95": list(wilson(round(accuracy * len(scores)), len(scores))),
+        "ci95": list(interval),
         "flops": mean("flops"),
         "tokens_in": mean("tokens_in"),
         "tokens_out": mean("tokens_out"),

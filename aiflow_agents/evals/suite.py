@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +16,7 @@ from aiflow_agents.evals.benchmarks import Columns, benchmark_tasks
 from aiflow_agents.evals.scorer import Scorer, load_scorer
 from aiflow_agents.evals.source import open_source
 from aiflow_agents.runtime.extraction import Named, Pattern
-from aiflow_agents.runtime.inputs import at_cameras
+from aiflow_agents.runtime.inputs import RELEASED, at_cameras
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import MAX_TOKENS
 from aiflow_agents.skills.scenes import CORNERS, KINDS, exam
@@ -49,9 +49,10 @@ class SuiteFile(BaseModel):
     """evals/<name>/eval.yaml.
 
     Tasks come from `skills` (drawn anew for every seed); from `scenes`: kinds of questions about what four cameras see, at the nodes that `cameras`
-    names; or from `data`: a JSONL file with id, question, answer, split, tags, or, with `columns`, a benchmark in its own columns, in a file, a
-    folder or on the Hugging Face hub (see `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long
-    answers may be of members whose team file does not say it.
+    names (`releases` says what may leave these: answers and features, and with `picture` the pictures themselves); or from `data`: a JSONL file with
+    id, question, answer, split, tags, or, with `columns`, a benchmark in its own columns, in a file, a folder or on the Hugging Face hub (see
+    `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long answers may be of members whose team file
+    does not say it. `cluster` says what tasks may share, so that intervals and tests respect it: the `scene`, or a key of each line of a JSONL file.
 
     With `suites` it is a group: running it runs each of them.
     """
@@ -66,7 +67,9 @@ class SuiteFile(BaseModel):
     data: str | None = None
     scenes: tuple[Annotated[str, AfterValidator(_known_kind)], ...] = ()
     cameras: tuple[str, ...] = ()
+    releases: tuple[Literal["answer", "features", "picture"], ...] = RELEASED
     columns: Columns | None = None
+    cluster: str | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     extract: Named | Pattern = "text"
     max_tokens: Count = MAX_TOKENS
@@ -82,6 +85,10 @@ class SuiteFile(BaseModel):
                 raise ValueError("tasks come from `skills` or from `data`, or from `scenes`: give one of them")
             if len(set(self.cameras)) != (len(CORNERS) if self.scenes else 0):
                 raise ValueError(f"scenes are seen by {len(CORNERS)} cameras: `cameras` names their nodes")
+        if self.cluster and (self.skills or self.columns or self.scenes and self.cluster != "scene"):
+            raise ValueError("`cluster` is `scene` where questions are about scenes, or a key of the lines of a JSONL file")
+        if "releases" in self.model_fields_set and not self.scenes:
+            raise ValueError("`releases` says what may leave the cameras of `scenes`: give both")
         if self.columns and not self.data:
             raise ValueError("`columns` says how `data` is read: give both")
         for entry in self.topologies:
@@ -111,13 +118,14 @@ class Suite:
             source = open_source(self.data or home, self.folder, home)
             return benchmark_tasks(self.file.columns, source, split, seed, held_out=self.file.held_out)[: limit or count]
         if self.file.data:
-            given = _read(self.folder / (self.data or self.file.data), split)
+            given = _read(self.folder / (self.data or self.file.data), split, self.file.cluster)
             return given[: limit or (count if "tasks" in self.file.model_fields_set else None)]
         count = min(count, limit) if limit and split == "dev" else limit or count
         if self.file.scenes:
             asked, views = exam(list(self.file.scenes), split, count, seed)
-            seen = [at_cameras(pictures, self.file.cameras) for pictures in views]
-            return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.kind,), seen[q.scene]) for i, q in enumerate(asked)]
+            seen = [at_cameras(pictures, self.file.cameras, self.file.releases) for pictures in views]
+            of = [f"scene {q.scene}" if self.file.cluster else "" for q in asked]
+            return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.kind,), of[i], seen[q.scene]) for i, q in enumerate(asked)]
         questions = balanced(list(self.file.skills), split, count, seed)
         return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.skill,)) for i, q in enumerate(questions)]
 
@@ -173,7 +181,7 @@ def _mistake(error: UserError, file: Path, *keys: int | str) -> ConfigError:
     return ConfigError(str(error), file=file, line=line_of(file, *keys), key=key)
 
 
-def _read(path: Path, split: str) -> list[Task]:
+def _read(path: Path, split: str, cluster: str | None) -> list[Task]:
     tasks, seen = [], set()
     try:
         lines = path.read_bytes().split(b"\n")  # not splitlines(): a text may hold other line separators
@@ -182,7 +190,7 @@ def _read(path: Path, split: str) -> list[Task]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        task, of = _task(line, path, number)
+        task, of = _task(line, path, number, cluster)
         if task.id in seen:
             raise ConfigError(f"task id '{task.id}' occurs twice", file=path, line=number, key="id")
         seen.add(task.id)
@@ -193,7 +201,7 @@ def _read(path: Path, split: str) -> list[Task]:
     return tasks
 
 
-def _task(line: bytes, path: Path, number: int) -> tuple[Task, str]:
+def _task(line: bytes, path: Path, number: int, cluster: str | None) -> tuple[Task, str]:
     """One line of a data file: the task, and the split it belongs to."""
     try:
         row = json.loads(line)
@@ -203,13 +211,14 @@ def _task(line: bytes, path: Path, number: int) -> tuple[Task, str]:
         raise ConfigError("this is not UTF-8 text", file=path, line=number) from None
     if not isinstance(row, dict):
         raise ConfigError("expected an object with id, question and answer", file=path, line=number)
-    for key in ("id", "question", "answer"):
+    for key in ("id", "question", "answer", *([cluster] if cluster else [])):
         if isinstance(row.get(key), dict | list | None) or not str(row[key]).strip():
-            raise ConfigError("every task needs an id, a question and an answer, as text or a number", file=path, line=number, key=key)
+            needed = "an id, a question and an answer" if key != cluster else f"'{cluster}', by which the suite says that tasks are clustered"
+            raise ConfigError(f"every task needs {needed}, as text or a number", file=path, line=number, key=key)
     tags = row.get("tags") or []
     if not isinstance(tags, list):
         raise ConfigError(f"expected a list, found {tags!r}", file=path, line=number, key="tags")
     of = row.get("split", "test")
     if of not in ("dev", "test"):
         raise ConfigError(f"expected dev or test, found {of!r}", file=path, line=number, key="split")
-    return Task(str(row["id"]), str(row["question"]), str(row["answer"]), tuple(map(str, tags))), of
+    return Task(str(row["id"]), str(row["question"]), str(row["answer"]), tuple(map(str, tags)), str(row[cluster]) if cluster else ""), of

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aiflow_agents.evals import statistics
+from aiflow_agents.evals import clusters, statistics
 
 Says = Literal["beats", "not shown", "loses"]
 SAYS: dict[int, Says] = {1: "beats", 0: "not shown", -1: "loses"}
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def judge(scores: Mapping[str, np.ndarray], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None,
-          oracle: str | None, alpha: float = 0.05, seed: int = 0) -> list[Verdict]:
+          oracle: str | None, alpha: float = 0.05, seed: int = 0, cluster: np.ndarray | None = None) -> list[Verdict]:
     """The verdicts of one run: every topology and placebo against the members, then the best topology against each rival.
 
     scores[arm] has shape [n_tasks], aligned by task, a failed task being 0.0; kinds[arm] is member, rival, topology or placebo.
@@ -64,11 +64,12 @@ def judge(scores: Mapping[str, np.ndarray], kinds: Mapping[str, str], *, best_me
       instead; being worse than all of them is not required.
 
     Right/wrong scores (every arm 0 or 1 on every task) get exact McNemar tests and Tango intervals; graded ones paired permutation tests and
-    bootstrap intervals. Raises ValueError for scores that are not aligned, not finite or missing.
+    bootstrap intervals. Where tasks are clustered (`cluster` [n_tasks], a number for each task's), clusters are what is drawn: flips of their sums,
+    exact for right/wrong scores, and cluster-robust intervals. Raises ValueError for scores that are not aligned, not finite or missing.
     """
     arms = _checked(scores, kinds, best_member, best_topology, oracle)
     binary = all(np.isin(values, (0.0, 1.0)).all() for values in arms.values())
-    compare = _Comparison(binary, alpha, seed)
+    compare = _Comparison(binary, alpha, seed, cluster)
 
     def of_kind(kind: str) -> list[str]:
         return [arm for arm in arms if kinds[arm] == kind and arm != oracle]
@@ -81,7 +82,8 @@ def judge(scores: Mapping[str, np.ndarray], kinds: Mapping[str, str], *, best_me
         p, gain = np.array(pairs).reshape(len(family), len(members), 2).transpose(2, 0, 1)  # each [arms, members]
         pvalues = against_members(p, gain, np.array(members.index(best_member)))
         for arm, p_arm, p_holm in zip(family, pvalues, statistics.holm(pvalues), strict=True):
-            share = statistics.capture(arms[arm], arms[best_member], arms[oracle], seed) if oracle else None
+            team, best, ceiling = (compare.drawn(arms[name]) for name in (arm, best_member, oracle or best_member))
+            share = statistics.capture(team, best, ceiling, seed) if oracle else None
             verdicts.append(compare.verdict(arm, MEMBERS, arms[arm], arms[best_member], p_arm, p_holm, len(family), share))
     if best_topology:
         team, rivals = arms[best_topology], of_kind("rival")
@@ -114,9 +116,17 @@ class _Comparison:
     binary: bool
     alpha: float
     seed: int
+    cluster: np.ndarray | None = None
+
+    def drawn(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of what was drawn: tasks, or clusters of them."""
+        return scores if self.cluster is None else clusters.scaled(scores, self.cluster)
 
     def pair(self, own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
         """(p, mean difference)."""
+        if self.cluster is not None:
+            found = clusters.sums(own - other, self.cluster)
+            return clusters.flips(found) if self.binary else statistics.paired_permutation(found, np.zeros(len(found)), self.seed), _gain(own, other)
         if self.binary:
             return statistics.mcnemar_exact(int(np.sum(own > other)), int(np.sum(own < other))), _gain(own, other)
         return statistics.paired_permutation(own, other, self.seed), _gain(own, other)
@@ -125,7 +135,10 @@ class _Comparison:
                 capture: tuple[float, tuple[float, float]] | None) -> Verdict:
         n, wins, losses = len(own), int(np.sum(own > other)), int(np.sum(own < other))
         delta = _gain(own, other)
-        if self.binary:
+        if self.cluster is not None:
+            ci95 = clusters.interval(clusters.sums(own - other, self.cluster), np.bincount(self.cluster))
+            smallest = statistics.mde_graded(self.drawn(own - other), self.alpha / family)
+        elif self.binary:
             ci95 = statistics.tango(wins, losses, n)
             smallest = statistics.mde(n, (wins + losses) / n, self.alpha / family)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiflow_agents.wire.message import Message
 from aiflow_agents.wire.picture import Picture, Private
@@ -11,7 +11,7 @@ from aiflow_agents.wire.picture import Picture, Private
 if TYPE_CHECKING:
     from aiflow_agents.skills.scenes import Pixels
 
-RELEASED = ("answer", "features")
+RELEASED: tuple[Literal["answer", "features", "picture"], ...] = ("answer", "features")
 
 
 def at_cameras(views: Pixels, nodes: Sequence[str], released: tuple[str, ...] = RELEASED) -> dict[str, Message]:

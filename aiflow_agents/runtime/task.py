@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Task:
     """`expected` is None where nobody knows (`aiflow run`); `tags` group tasks in reports, the first one being the skill.
 
+    `cluster` names what it shares with other tasks, as several questions about one scene do: answers to those are no independent evidence.
+
     `inputs`, by node: what lies there from the start, as a camera's picture does (`runtime.inputs.at_cameras`).
     """
 
@@ -21,4 +23,5 @@ class Task:
     question: str
     expected: str | None = None
     tags: tuple[str, ...] = ()
+    cluster: str = field(default="", repr=False)
     inputs: Mapping[str, Message] = field(default_factory=dict, repr=False, hash=False)

@@ -143,3 +143,24 @@ def test_equivalence_keeps_its_size():
     rng = np.random.default_rng(1)
     table = rng.multinomial(4000, [0.08, 0.05, 0.87], size=4000)
     assert 0.04 < np.mean(equivalence(table[:, 0], table[:, 1], 4000, 0.03) <= 0.05) < 0.062
+
+
+def test_clusters_are_the_unit_where_tasks_have_some(tmp_path):
+    from statsmodels.regression.linear_model import OLS
+
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.arange(60), 5)
+    x = (rng.random(60)[scene] * 0.7 + rng.random(300) * 0.3 > 0.4).astype(float)
+    y = (rng.random(60)[scene] * 0.7 + rng.random(300) * 0.3 > 0.5).astype(float)
+    runs = [write(tmp_path / "a", {"vote": y}), write(tmp_path / "b", {"debate": x})]
+    apart = compare_runs(runs)["comparisons"][0]
+    for run in runs:
+        lines = [json.loads(line) | {"cluster": f"scene {scene[i]}"} for i, line in enumerate((Path(run) / "samples.jsonl").read_text().splitlines())]
+        (Path(run) / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare_runs(runs)
+    row = found["comparisons"][0]
+    fitted = OLS(x - y, np.ones(300)).fit(cov_type="cluster", cov_kwds={"groups": scene}, use_t=True)
+    assert row["ci95"] == pytest.approx(list(fitted.conf_int()[0]), abs=1e-9) and row["delta"] == apart["delta"]
+    assert row["p"] > 5 * apart["p"] and row["p"] == pytest.approx(float(fitted.pvalues[0]), abs=0.02)
+    assert row["equivalence"]["p"] == pytest.approx(equivalence_graded((x - y).reshape(60, 5).mean(1), 0.02), abs=1e-9)
+    assert found["sides"][0]["ci95"][1] - found["sides"][0]["ci95"][0] > 1.3 * (2 * 1.96 * np.sqrt(y.mean() * (1 - y.mean()) / 300))

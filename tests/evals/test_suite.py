@@ -68,6 +68,22 @@ def test_data_from_a_file() -> None:
     assert [task.id for task in suite.tasks("dev", 0)] == ["2"]
 
 
+def test_clusters_are_scenes_or_a_key_of_each_line() -> None:
+    put("c", DATA + "cluster: passage\n", row(1, passage=3), row(2, passage="x"))
+    assert [task.cluster for task in load_suites("c")[0].tasks("test", 0)] == ["3", "x"]
+    put("d", DATA + "cluster: passage\n", row(1))
+    with pytest.raises(ConfigError, match="passage: every task needs 'passage', by which"):
+        load_suites("d")[0].tasks("test", 0)
+    scenes = "team: partial-views\nscenes: [all, at]\ncameras: [a, b, c, d]\ntasks: {dev: 2, test: 4}\n"
+    put("e", scenes)
+    put("f", scenes + "cluster: scene\n")
+    assert [[task.cluster for task in load_suites(name)[0].tasks("test", 0)] for name in "ef"] == [[""] * 4, ["scene 0"] * 2 + ["scene 1"] * 2]
+    for bad in (scenes + "cluster: kind\n", "team: specialists\nskills: [add]\ncluster: scene\n", "team: specialists\nskills: [add]\nreleases: [answer]\n"):
+        put("g", bad)
+        with pytest.raises(ConfigError, match="`cluster` is|`releases` says"):
+            load_suites("g")
+
+
 def test_a_file_is_taken_whole_unless_the_suite_says_how_many() -> None:
     rows = [row(i) for i in range(1200)]
     put("whole", DATA, *rows)

@@ -213,3 +213,19 @@ def test_numbers_for_people():
     expected = {(0.0453, "s"): "45.3 ms", (1.2e9, "FLOP"): "1.2 GFLOP", (999.99, "B"): "1 kB", (123_456, "B"): "123 kB", (0, "J"): "0 J",
                 (None, "s"): "-", (0.25, "tokens"): "0.25 tokens", (-2e-6, "J"): "-2 µJ"}
     assert {given: quantity(*given) for given in expected} == expected
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_clustered_tasks_count_as_their_clusters(graded):
+    """Every question of a scene is answered alike, so seven of them are worth no more than one."""
+    few = draw({"a": 0.55, "b": 0.4, "debate": 0.68, "vote": 0.5}, 120, seed=4)
+    few["oracle"] = few["a"] | few["b"]
+    few = {arm: values * (0.5 if graded else 1.0) for arm, values in few.items()}
+    many, cluster = {arm: np.repeat(values, 7) for arm, values in few.items()}, np.repeat(np.arange(120), 7)
+    one, naive, apart = (row(judged(scores, oracle="oracle", cluster=of), "debate")
+                         for scores, of in ((many, cluster), (many, None), (few, None)))
+    assert one.delta == apart.delta == naive.delta and one.p == pytest.approx(apart.p, rel=0.3 if graded else 1e-9) and naive.p < one.p / 100
+    width = {name: found.ci95[1] - found.ci95[0] for name, found in (("one", one), ("naive", naive), ("apart", apart))}
+    assert width["one"] == pytest.approx(width["apart"], rel=0.06) and width["naive"] < 0.45 * width["one"]
+    assert one.mde > 2 * naive.mde and one.capture[0] == pytest.approx(apart.capture[0]) and one.wins == 7 * apart.wins
+    assert one.capture[1][1] - one.capture[1][0] > 2 * (naive.capture[1][1] - naive.capture[1][0])
