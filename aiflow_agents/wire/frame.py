@@ -19,7 +19,7 @@ import msgpack
 
 from aiflow_agents.errors import AIFlowError
 
-TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE = 1, 2, 3, 4, 5, 6, 7
+TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE, JPEG = 1, 2, 3, 4, 5, 6, 7, 8
 _START = struct.Struct("<BH")
 _SEAL = struct.Struct("<I")
 

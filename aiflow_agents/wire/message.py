@@ -116,8 +116,10 @@ class Message:
     @property
     def _seen(self) -> Picture | None:
         """The picture that this message is, for who computes where it lies."""
-        from aiflow_agents.wire.picture import Picture
+        from aiflow_agents.wire.picture import Jpeg, Picture
 
+        if isinstance(self._cargo, Jpeg):
+            return self._cargo.picture
         return self._cargo if isinstance(self._cargo, Picture) else None
 
     @property
@@ -215,6 +217,15 @@ class Message:
         if form == "logits":
             return replace(self, form=form, _cargo=replace(self._draft(form), token_ids=(), logprob=None))
         return replace(self, form=form)
+
+    def jpeg(self, budget: int) -> Message:
+        """The same picture, of which a JPEG of at most `budget` bytes travels (see `wire.picture`). Free: nothing moves, and it may go no further.
+
+        Raises UserError where this message is no picture.
+        """
+        if self.form != "picture" or self._seen is None:
+            raise UserError(f"message {self.id} of {self.author} is a {self.form}, and no picture")
+        return replace(self, _cargo=self._seen.jpeg(budget))
 
     def part(self, text: str) -> Message:
         """The same message, of which only this part of its text travels from here on. Free. Raises UserError for what it does not say."""

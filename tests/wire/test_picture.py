@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from aiflow_agents.errors import PrivacyError, UserError
-from aiflow_agents.wire.frame import PICTURE, FrameError, seal
+from aiflow_agents.wire.frame import JPEG, PICTURE, FrameError, seal, unseal
 from aiflow_agents.wire.message import Form, Message
 from aiflow_agents.wire.payload import PayloadError
-from aiflow_agents.wire.picture import Picture, Private, decode_picture, encode_picture
+from aiflow_agents.wire.picture import Picture, Private, decode_jpeg, decode_picture, encode_jpeg, encode_picture
 
 
 def some(seed: int = 0, camera: int = 2) -> Picture:
@@ -90,3 +90,73 @@ def test_a_picture_is_nothing_else() -> None:
     with pytest.raises(UserError):
         Message("a.1", "cam", "pi").as_("picture")
     assert message.size == some().nbytes + len(message.encode())
+
+
+def photo(seed: int = 0, noise: float = 10.0) -> Picture:
+    """Something smooth, with some noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:20, 0:28] / 20
+    smooth = np.stack([np.sin(3 * x + y), np.cos(2 * y), x * y], 2) * 90 + 120
+    return Picture((smooth + noise * rng.normal(size=smooth.shape)).clip(0, 255).astype(np.uint8), 3)
+
+
+def test_a_jpeg_is_what_the_library_makes_without_its_tables() -> None:
+    """Against a whole file, written and read by Pillow at the quality that was chosen."""
+    import io
+
+    from PIL import Image
+
+    for budget in (60, 120, 300, 1200):
+        frame = encode_jpeg(photo(), budget)
+        assert len(frame) <= budget
+        _, _, _, quality, subsampling = unseal(frame).header
+        file = io.BytesIO()
+        Image.fromarray(photo().pixels).save(file, "JPEG", quality=quality, subsampling=subsampling)
+        found = decode_jpeg(frame)
+        assert np.array_equal(found.pixels, np.asarray(Image.open(io.BytesIO(file.getvalue())))) and found.camera == 3
+        assert file.getvalue().endswith(unseal(frame).body + b"\xff\xd9") and len(frame) < len(file.getvalue()) - 500
+
+
+def test_more_bytes_make_a_better_jpeg_and_too_few_the_smallest() -> None:
+    lost = [float(np.abs(photo().jpeg(budget).picture.pixels.astype(float) - photo().pixels).mean()) for budget in (60, 120, 300, 1200)]
+    assert lost == sorted(lost, reverse=True) and lost[0] > 2 * lost[-1]
+    smallest = encode_jpeg(photo(), 5)
+    assert len(smallest) > 5 and smallest == encode_jpeg(photo(), len(smallest))
+
+
+@pytest.mark.parametrize("reseal", [False, True])
+def test_a_damaged_jpeg_is_refused_or_right(reseal: bool) -> None:
+    rng, frame = random.Random(5), encode_jpeg(photo(), 200)
+    refused = 0
+    for _ in range(600):
+        damaged = bytearray(frame[:-4] if reseal else frame)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(damaged))
+            if rng.random() < 0.5:
+                damaged[at] = rng.choice((0, 0xFF, 0xC4, 0xD8, rng.randrange(256)))
+            else:
+                del damaged[at : at + rng.randint(1, 5)]
+        sent = bytes(damaged) + (crc32(damaged).to_bytes(4, "little") if reseal else b"")
+        try:
+            found = decode_jpeg(sent)
+        except FrameError:
+            refused += 1
+            continue
+        assert reseal or found.digest == decode_jpeg(frame).digest  # some damage undoes itself
+        assert found.pixels.size <= 3 * (1 << 24)
+    assert refused > 100
+    for header, body in (([0, 1 << 40, 1, 50, 0], b""), ([0, 0, 4, 50, 0], b""), ([0, 4, 4, 50, 1], b"x"), ([0, 4, 4, 0, 0], b"x"), ([0, 8, 8, 50, 0], b"\xff\xc4ab")):
+        with pytest.raises(FrameError, match="JPEG"):
+            decode_jpeg(seal(JPEG, header, body))
+
+
+def test_a_jpeg_stays_where_its_picture_stays() -> None:
+    message = Message("p0", "camera", "pi", form="picture", _cargo=photo(), _stays=Private("pi"))
+    small = message.jpeg(120)
+    assert small.size <= 120 + len(small.encode()) < message.size and small._freight != message._freight
+    assert small.picture == photo().jpeg(120).picture != message.picture
+    with pytest.raises(PrivacyError, match="stays at pi"):
+        small.check_leaves()
+    Message("p0", "camera", "pi", form="picture", _cargo=photo(), _stays=Private("pi", ("picture",))).jpeg(120).check_leaves()
+    with pytest.raises(UserError, match="no picture"):
+        Message("a.1", "cam", "pi", _text="x").jpeg(100)
