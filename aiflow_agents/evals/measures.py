@@ -26,13 +26,25 @@ where its score is below 1, and each answer to a task (task and repeat) counts. 
 A_e, O, E_c, c and R are those of "Towards a Science of Scaling Agent Systems" (arXiv:2512.08296), whose single agent is the best member here, whose
 turns are calls here, and whose cosine of embeddings is equality here, as answers are a few characters long.
 
-Information Capacity (arXiv:2511.08066) is not among them: it needs the likelihood of given text under each model, and what a run keeps is the
-probability of the answers that a model chose itself.
+Members whose models can say how likely a given text is also have `information_capacity` (arXiv:2511.08066):
+
+    (text bits per token - NLL bits per token + b) / log2(FLOPs per token)
+
+It asks how much a model compresses a text for what it computes: 8 bits a byte of UTF-8 against the negative log-likelihood, each for the mean token,
+and the FLOPs of one decoded token (attention and head too). Here the text is the expected answer, read behind the question (teacher forcing); the
+end of an answer is no text and not counted. It is an efficiency prior for a member, such as an exit of a family. Text that members exchange cannot be
+scored so: topologies have none. Nor have suites whose answer is found in a longer text (`extract:`). It depends on the text: compare members within
+one suite.
+
+`b` shifts the numerator so that the sizes of one series come out alike, which makes other models comparable to them (the paper takes -24 for its
+mixed text at 1,024 tokens, -27 and -18.7 elsewhere). Here it is fitted on the exits of the family in the team that has most (`capacity_bias`), and 0
+where no family has two.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
@@ -70,6 +82,20 @@ def measure(samples: Mapping[str, Samples], members: Sequence[str], best: str, t
             **conversation(traces.get(arm, ())),
         }
     return found
+
+
+def capacity(text_bits: float, nll_bits: float, flops: float, bias: float = 0.0) -> float:
+    """Information Capacity of one model; bits and FLOPs are those of the mean token."""
+    return (text_bits - nll_bits + bias) / math.log2(flops)
+
+
+def capacity_bias(series: Sequence[tuple[float, float]]) -> float:
+    """The `b` under which the sizes of one series are most nearly alike: (text bits - NLL bits, FLOPs) of each -> minus the intercept of the
+    least-squares line of the one over log2 of the other. 0 for fewer than two different sizes."""
+    if len({flops for _, flops in series}) < 2:
+        return 0.0
+    gain, flops = np.array(series).T
+    return -float(np.polyfit(np.log2(flops), gain, 1)[1])
 
 
 def of_members(samples: Mapping[str, Samples], members: Sequence[str]) -> dict[str, float | None]:

@@ -53,7 +53,9 @@ def rescore(path: Path, scorer: str | None = None) -> Rescored:
         rows = {arm: [[folder.samples[arm, task, r] for r in range(repeats)] for task in tasks] for arm in arms}
         best = (before["best_topology"] or {}).get("arm")
         kinds = {arm: row["kind"] for arm, row in arms.items()}
-        judged = judge_samples(rows, kinds, best_member=before["best_member"]["arm"], best_topology=best, seed=int(before["seed"]), folder=folder)
+        capacity = {arm: (row.get("measures") or {}).get("information_capacity") for arm, row in arms.items()}  # no mark is part of it
+        member, seed = before["best_member"]["arm"], int(before["seed"])
+        judged = judge_samples(rows, kinds, best_member=member, best_topology=best, seed=seed, folder=folder, capacity=capacity)
         after = json.loads(json.dumps(before | judged | {"scorer": name}))
         folder.summarise(after)
         (path / CURVES).unlink(missing_ok=True)  # drawn with the marks of then

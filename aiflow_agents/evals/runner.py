@@ -23,6 +23,7 @@ import numpy as np
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import clusters, measures, verdict
+from aiflow_agents.evals.capacity import capacities
 from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, Sample
 from aiflow_agents.evals.statistics import wilson
@@ -119,8 +120,10 @@ class Evaluation:
         trial, arms, best = self.choose(self.executor(hosts, memory, watch), watch)
         folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
         self._test(arms, test, trial.team, folder, hosts, memory, watch)
+        capacity = capacities(trial.team, test, hosts, memory) if self.suite.file.extract == "text" else {}
         folder.add(oracle([arm.name for arm in arms if arm.kind == "member"], [task.id for task in test], self.repeats, folder))
-        summary = json.loads(json.dumps(self._summary(arms, test, trial, best, folder)))  # as it will be read: lists where there were tuples
+        summary = self._summary(arms, test, trial, best, folder, capacity)
+        summary = json.loads(json.dumps(summary))  # as it will be read: lists where there were tuples
         folder.summarise(summary)
         return summary
 
@@ -230,7 +233,9 @@ class Evaluation:
 
     # -- the summary -------------------------------------------------------------------------------------------------
 
-    def _summary(self, arms: Sequence[Arm], tasks: Sequence[Task], trial: DevTrial, best: str | None, folder: RunFolder) -> dict[str, Any]:
+    def _summary(
+        self, arms: Sequence[Arm], tasks: Sequence[Task], trial: DevTrial, best: str | None, folder: RunFolder, capacity: Mapping[str, Any]
+    ) -> dict[str, Any]:
         kinds = {arm.name: arm.kind for arm in arms} | {"oracle": "rival"}
         rows = {name: [[folder.samples[name, task.id, r] for r in range(self.repeats)] for task in tasks] for name in kinds}
         learned = {arm.name: arm.topology.learned() for arm in arms if arm.kind != "member"}
@@ -252,7 +257,7 @@ class Evaluation:
             "best_member": {"arm": trial.best_member, "chosen_on": "dev"},
             "best_topology": {"arm": best, "chosen_on": "dev"} if best else None,
             "learned": learned,
-            **judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed, folder=folder),
+            **judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed, folder=folder, capacity=capacity),
         }
 
 
@@ -282,11 +287,11 @@ def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: R
 
 def judge_samples(
     rows: Mapping[str, Sequence[Sequence[Sample]]], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None, seed: int,
-    folder: RunFolder,
+    folder: RunFolder, capacity: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a summary says by marks and traces alone: `arms`, `measures` (of all members) and `verdicts`.
 
-    rows[arm][task] are the samples of its repeats.
+    rows[arm][task] are the samples of its repeats; `capacity` has the Information Capacity of members.
     """
     scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
     cluster = clustered([repeats[0] for repeats in rows[best_member]])
@@ -294,6 +299,8 @@ def judge_samples(
     flat = {name: [sample for repeats in per_task for sample in repeats] for name, per_task in rows.items()}
     members = [name for name in kinds if kinds[name] == "member"]
     measured = measures.measure(flat, members, best_member, measures.read_traces(folder.path / "trace.jsonl"))
+    for name in kinds:
+        measured[name]["information_capacity"] = capacity.get(name)
     arms = {name: _arm(kinds[name], flat[name], scores[name], cluster) | {"measures": measured[name]} for name in kinds}
     grouped = {} if cluster is None else {"n_clusters": int(cluster.max()) + 1}
     return {**grouped, "arms": arms, "measures": measures.of_members(flat, members), "verdicts": [asdict(row) for row in verdicts]}

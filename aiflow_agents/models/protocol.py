@@ -82,7 +82,8 @@ class Request:
     `parcel` the model goes on from another one's hidden state, greedily: it checks the draft that came with it in one pass, keeps what it would have
     said too, and speaks on from there; `messages` are then not read. `begin` are tokens of the answer that are there already: the model reads them
     behind the prompt and goes on; `max_tokens` counts them too. A model that sees answers from a `picture`, which lies where it computes, and from
-    the `features` of pictures that lie elsewhere.
+    the `features` of pictures that lie elsewhere. With `score` nothing is generated: the reply is that text, with the log-probability of each of its
+    tokens behind the prompt.
     """
 
     messages: tuple[Turn, ...]
@@ -98,6 +99,7 @@ class Request:
     top: Top | None = None
     picture: Picture | None = None
     features: tuple[Parcel, ...] = ()
+    score: str = ""
 
     @property
     def parcels(self) -> tuple[Parcel, ...]:

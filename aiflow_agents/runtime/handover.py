@@ -29,16 +29,22 @@ class Handover:
         self.hosts, self.memory, self.note = hosts, memory, note
 
     def __call__(self, calls: Sequence[External]) -> None:
+        values = self.answers([external.payload for external in calls])
+        # in the order of the calls, wherever their answers came from: tasks must not go on otherwise in a second run
+        for external, value in zip(calls, values, strict=True):
+            external.resolve(value)
+
+    def answers(self, calls: Sequence[Call]) -> list[Reply | CallError]:
+        """The answers to these calls, in their order."""
         # 1. equal calls share one answer
         shared: dict[Key, _Answer] = {}
         asked = []
-        for external in calls:
-            call: Call = external.payload
+        for call in calls:
             key = (call.fingerprint, call.request)
             answer = shared.get(key)
             if answer is None:
                 answer = shared[key] = _Answer(key, call.model, self.memory.get(key))
-            asked.append((external, answer))
+            asked.append(answer)
         # 2. what is not remembered is looked for on disk, then computed
         unknown = [answer for answer in shared.values() if answer.value is None]
         if unknown:
@@ -51,9 +57,7 @@ class Handover:
                 unknown = [answer for answer in unknown if answer.value is None]
             self._execute(unknown)
         self.note(len(calls), len(unknown))
-        # 3. in the order of the calls, wherever their answers came from: tasks must not go on otherwise in a second run
-        for external, answer in asked:
-            external.resolve(answer.value)
+        return [answer.value for answer in asked]  # type: ignore[misc]
 
     def _execute(self, unknown: list[_Answer]) -> None:
         """Let the hosts compute, and remember what they answer; a refusal is not remembered."""

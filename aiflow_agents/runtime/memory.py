@@ -34,6 +34,8 @@ def digest(key: Key) -> bytes:
         said.append({"begin": request.begin, "top": request.top})
     if request.picture or request.features:
         said.append({"picture": request.picture and request.picture.digest, "features": [parcel.digest for parcel in request.features]})
+    if request.score:
+        said.append({"score": request.score})
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 

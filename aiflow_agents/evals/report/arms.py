@@ -34,6 +34,12 @@ def cost(arm: Mapping[str, Any], key: str) -> float | None:
     return (arm.get("latency_s") or {}).get("p50") if key == "latency" else arm.get(key)
 
 
+def capacities(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """The Information Capacity of every member that has one (see `evals.measures`), the largest first."""
+    rows = ((name, (arm.get("measures") or {}).get("information_capacity")) for name, arm in summary["arms"].items())
+    return sorted(((name, row) for name, row in rows if row), key=lambda pair: -pair[1]["value"])
+
+
 def capture_text(capture: Any) -> str:
     """A verdict's capture, (share, (low, high)), in words; "-" where there is none."""
     return f"{100 * capture[0]:.0f} % ({100 * capture[1][0]:.0f} to {100 * capture[1][1]:.0f})" if capture else "-"

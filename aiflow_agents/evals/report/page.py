@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from aiflow_agents import __version__
-from aiflow_agents.evals.report.arms import COSTS, capture_text, chosen, cost, is_ceiling, sorted_arms
+from aiflow_agents.evals.report.arms import COSTS, capacities, capture_text, chosen, cost, is_ceiling, sorted_arms
 from aiflow_agents.evals.report.conversations import Conversations, places
 from aiflow_agents.evals.report.curves import budget_plot
 from aiflow_agents.evals.report.samples import Samples, short
@@ -55,7 +55,7 @@ def write_report(run_folder: Path) -> Path:
         headline=_headline(summary), team_row=_team_row(summary), groups=_groups(summary),
         chosen={chosen(summary, role): role for role in ("best_member", "best_topology")}, reference=_reference(summary),
         plots=[{"key": key, "title": title, "frames": [scatter(summary, key, title, unit, frame) for frame in FRAMES]} for key, title, unit in COSTS],
-        curves=[budget_plot(curve) for curve in read_curves(run_folder).values()],
+        capacities=capacities(summary), curves=[budget_plot(curve) for curve in read_curves(run_folder).values()],
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),
         command=f"aiflow eval --config {shlex.quote(str(run_folder / 'config.json'))}", config=config and _shown(config),
         some_over=any(arm.get("n_over_budget") for arm in summary["arms"].values()),

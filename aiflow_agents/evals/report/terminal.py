@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aiflow_agents.evals.report.arms import capture_text, chosen, cost, sorted_arms
+from aiflow_agents.evals.report.arms import capacities, capture_text, chosen, cost, sorted_arms
 from aiflow_agents.evals.verdict import p_text, percent, points, quantity, sentence
 
 
@@ -62,5 +62,8 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     if summary["verdicts"]:
         console.print()
         console.print(verdict_table(summary))
+    if found := capacities(summary):
+        listed = ", ".join(f"{name} {row['value']:.3f}" for name, row in found)
+        console.print(f"\nInformation Capacity (b = {found[0][1]['bias']:.4g}): {listed}", highlight=False, markup=False)
     console.print()
     console.print(sentence(summary), highlight=False, markup=False)

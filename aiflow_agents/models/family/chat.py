@@ -58,6 +58,10 @@ class Chat:
         """Token ids of the conversation."""
         return self._tokenizer.encode(self.render(messages), add_special_tokens=False).ids
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text that is no conversation."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
     def text(self, token_ids: Sequence[int]) -> str:
         """What a reader sees of an answer: special tokens left out."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)

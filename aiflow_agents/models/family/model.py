@@ -56,7 +56,7 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
 def _capabilities(config: DecoderConfig) -> frozenset[str]:
     if config.vision:  # its features are hidden states, but nobody resumes a draft from them
         return frozenset({"logprobs", "vision"})
-    return frozenset({"logprobs", "logits", "hidden", "resume"} | ({"exits"} if len(config.exits) > 1 else set()))
+    return frozenset({"logprobs", "logits", "hidden", "resume", "score"} | ({"exits"} if len(config.exits) > 1 else set()))
 
 
 def weights_hash(path: str | Path) -> str:
@@ -139,20 +139,23 @@ class FamilyModel:
         """As `generate`, with the coded hidden states that requests go on from, by digest; gives those that requests want, by digest, too."""
         replies: list[Reply | CallError | None] = [None] * len(requests)
         packed: dict[str, bytes] = {}
-        groups: dict[tuple[float | None, int | None, bool], list[int]] = {}
+        groups: dict[tuple[float | None, int | None, str], list[int]] = {}
         for i, request in enumerate(requests):
             if self.eyes is None and (request.picture or request.features):
                 replies[i] = CallError("refused", f"{self.info.name} does not see: it takes neither pictures nor their features")
             else:
-                groups.setdefault((request.keep, request.exit, request.parcel is not None), []).append(i)
-        for (keep, exit, resumed), places in groups.items():
+                how = "score" if request.score else "resume" if request.parcel is not None else "read"
+                groups.setdefault((request.keep, request.exit, how), []).append(i)
+        for (keep, exit, how), places in groups.items():
             some, model = [requests[i] for i in places], self.sized(keep)
-            if model.eyes is not None:
+            if how == "score":
+                made = model._score(some, exit)
+            elif model.eyes is not None:
                 from aiflow_agents.models.family.sight import see
 
                 made = see(model, model.eyes, some, parcels, packed)
             else:
-                made = model._resume(some, exit, parcels, packed) if resumed else model._read(some, exit, packed)
+                made = model._resume(some, exit, parcels, packed) if how == "resume" else model._read(some, exit, packed)
             for i, reply in zip(places, made, strict=True):
                 replies[i] = reply
         return replies, packed  # type: ignore[return-value]
@@ -195,6 +198,26 @@ class FamilyModel:
         replies = [self._reply(prompt, request, one) for (prompt, request), one in zip(batch, made, strict=True)]
         self._keep(batch, replies, packed)
         return [replies[place] if isinstance(place, int) else place for place in places]
+
+    def _score(self, requests: Sequence[Request], exit: int | None) -> list[Reply | CallError]:
+        """How likely given texts are behind their prompts, at one exit."""
+        from aiflow_agents.models.family.likelihood import likelihood
+
+        if self.eyes is not None:
+            return [CallError("refused", f"{self.info.name} sees, and does not say how likely a given text is")] * len(requests)
+        prompts, texts = [self._prompt(request) for request in requests], [self.chat.ids(request.score) for request in requests]
+        replies: list[Reply | CallError] = []
+        batch: list[tuple[list[int], list[int]]] = []
+        for prompt, text, request in zip(prompts, texts, requests, strict=True):
+            if isinstance(prompt, CallError):
+                replies.append(prompt)
+            elif len(prompt) + len(text) > self.info.max_context:
+                replies.append(CallError("too-long", f"{len(prompt)} tokens and a text of {len(text)}; the context is {self.info.max_context}"))
+            else:
+                replies.append(Reply(request.score, tuple(text), None, len(prompt) + len(text), 0))
+                batch.append((prompt, text))
+        found = iter(likelihood(self.engine.decoder, *zip(*batch, strict=True), exit) if batch else ())
+        return [replace(reply, logprobs=next(found)) if isinstance(reply, Reply) else reply for reply in replies]
 
     def _keep(self, batch: Sequence[tuple[list[int], Request]], replies: list[Reply], packed: dict[str, bytes]) -> None:
         """Put the hidden states that were wanted beside the replies. The last token of an answer was never fed, so it has none."""
