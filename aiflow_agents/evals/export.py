@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.errors import UnknownName, UserError
-from aiflow_agents.evals.run_folder import Sample, read_samples, read_summary
+from aiflow_agents.evals.run_folder import FAILED, OVER_BUDGET, Sample, read_samples, read_summary
 
 USAGE = ("flops", "tokens_in", "tokens_out", "calls", "wire_bytes", "latency_s", "energy_j")
 COLUMNS = ("run_id", "suite", "team", "network", "seed", "arm", "kind", "task_id", "repeat", "tags", "status", "score", "correct", "confidence",
@@ -114,7 +114,7 @@ def _log(summary: Mapping[str, Any], arm: str, samples: Sequence[Sample], began:
         "plan": {"name": arm, "steps": [{"solver": arm, "params": summary.get("learned", {}).get(arm, {})}], "config": {}},
         "results": {
             "total_samples": len(samples),
-            "completed_samples": sum(sample["status"] == "ok" for sample in samples),
+            "completed_samples": sum(sample["status"] != FAILED for sample in samples),
             "scores": [
                 {
                     "name": name,
@@ -156,7 +156,9 @@ def _sample(sample: Sample, model: str, name: str, graded: bool) -> dict[str, An
         "total_time": used["latency_s"],
         "attachments": {},
     }
-    if sample["error"]:
+    if sample["status"] == OVER_BUDGET:  # answered, if not with all that it wanted: no error of inspect's
+        found["metadata"]["over_budget"] = sample["error"]
+    elif sample["error"]:
         found["error"] = {"message": sample["error"], "traceback": "", "traceback_ansi": ""}
     return found
 

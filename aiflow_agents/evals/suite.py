@@ -54,6 +54,8 @@ class SuiteFile(BaseModel):
     `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long answers may be of members whose team file
     does not say it. `cluster` says what tasks may share, so that intervals and tests respect it: the `scene`, or a key of each line of a JSONL file.
 
+    An entry of `topologies` is a name, or a name with its parameters, of which `budget` is one that each has: `debate: {budget: {bytes: 500}}`.
+
     With `suites` it is a group: running it runs each of them.
     """
 

@@ -13,6 +13,7 @@ from aiflow_agents import Budget
 from aiflow_agents.cli import main as door
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import runner
+from aiflow_agents.evals.export import to_inspect
 
 TOPOLOGIES = ["majority", {"debate": {"rounds": 2}}, "cascade"]
 
@@ -59,6 +60,10 @@ def test_samples_say_that_they_were_stopped_and_are_scored_like_any_other(room: 
             assert sample == free[arm, task]
     for name, arm in report.summary["arms"].items():
         assert arm["n_over_budget"] == sum(s["status"] == "over budget" for (own, _), s in found.items() if own == name)
+    if kind == "tokens":  # what other tools are told: answered, and no error
+        log = to_inspect(report.folder, ["debate(rounds=2)"])["debate(rounds=2)"]
+        assert log["results"]["completed_samples"] == 12 and not any("error" in sample for sample in log["samples"])
+        assert [sample["metadata"]["over_budget"] for sample in log["samples"]] == [found["debate(rounds=2)", s["id"]]["error"] for s in log["samples"]]
     page = (report.folder / "report.html").read_text()
     assert "over budget" in page and "What failed" not in page and "over budget" in str(report)
     if report.summary["best_topology"]["arm"] == "debate(rounds=2)":

@@ -80,6 +80,28 @@ def add_traces(folder: Path, n: int = 3, note: str = "") -> None:
                 lines.write(json.dumps(row) + "\n")
 
 
+def curve_of(summary: dict, over: str = "bytes", limits: tuple[float, ...] = (60, 120, 300, 900)) -> dict:
+    """A curve as `aiflow curve` leaves it: every arm rises to what it has in the run."""
+    n, arms = summary["n_tasks"], {name: arm for name, arm in summary["arms"].items() if arm["kind"] in ("member", "topology")}
+
+    def points(end: float, **more) -> list[dict]:
+        shares = [end * (1 - 0.7 / (1 + i)) for i in range(len(limits))]
+        return [{"accuracy": round(s * n) / n, "ci95": list(wilson(round(s * n), n)), "n_over_budget": 10 - i, "spent": limit / 2, **more}
+                for i, (s, limit) in enumerate(zip(shares, limits, strict=True))]
+
+    curve = {name: {"kind": arm["kind"], "points": points(arm["accuracy"])} for name, arm in arms.items()}
+    curve["self-consistency@budget"] = {"kind": "rival", "points": points(0.66, member="generalist-cloud", samples=5)}
+    best = {role: summary[role]["arm"] for role in ("best_member", "best_topology")}
+    gains = [{"delta": 0.1, "ci95": [0.05, 0.15], "p": 0.001, "p_holm": 0.004} for _ in limits]
+    return {"over": over, "limits": list(limits), "n_tasks": n, **best, "arms": curve, "gains": gains}
+
+
+@pytest.fixture(scope="session")
+def curve():
+    """Makes a curve of a summary."""
+    return curve_of
+
+
 @pytest.fixture(scope="session")
 def made():
     """Functions that make a run folder, and traces in it."""

@@ -14,11 +14,13 @@ EVIL = '</script><script>document.title = "broken"</script><img src=x onerror="d
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, made):
+def page(tmp_path_factory, made, curve):
     """A run whose models, tags and expected answers try to break out."""
     make_run, add_traces = made
     folder = tmp_path_factory.mktemp("run")
-    make_run(folder, n=400, note=EVIL)
+    summary = make_run(folder, n=400, note=EVIL)
+    curves = {"bytes": curve(summary), "seconds": curve(summary, "seconds", (0.0, 0.02, 0.5))}
+    (folder / "curves.json").write_text(json.dumps(curves))
     (folder / "config.json").write_text(json.dumps({"suite": "specialists", "network": "home-wifi", "seed": 0}))
     add_traces(folder, note=EVIL)
     return write_report(folder)
@@ -73,6 +75,23 @@ def test_one_cost_is_drawn_at_a_time(opened):
     for cost in ("flops", "wire_bytes", "latency", "energy_j"):
         opened.run(f"document.getElementById('by-{cost}').click()")
         assert opened.run(seen) == [cost]
+
+
+def test_curves_are_drawn_once_and_their_names_stay_inside(opened):
+    for width in (1400, 400):
+        opened.window(width, 12_000)
+        opened.wait(f"return innerWidth === {width}")
+        seen = opened.run("""return [...document.querySelectorAll('#budget figure.curve')].map(figure => {
+          const drawn = [...figure.querySelectorAll('svg')].filter(svg => svg.getBoundingClientRect().width > 0), [svg] = drawn;
+          const names = [...svg.querySelectorAll('.line text')].map(text => text.getBBox());
+          return [drawn.length, svg.querySelectorAll('.line').length, svg.querySelectorAll('.band').length, names.length,
+                  Math.max(...names.map(box => box.x + box.width)) - svg.viewBox.baseVal.width]; })""")
+        assert [row[:4] for row in seen] == [[1, 9, 3, 9]] * 2 and all(row[4] <= 1 for row in seen)
+    for scheme in ("light", "dark"):
+        opened.scheme(scheme)
+        paint = opened.run("""const of = name => getComputedStyle(document.querySelector(`#budget .line.${name} .way`));
+          return [of('member').stroke, of('topology').stroke, of('rival').stroke, of('rival').strokeDasharray, of('marked').strokeWidth]""")
+        assert len(set(paint[:3])) == 3 and paint[3] != "none" and paint[4] == "2.4px"
 
 
 def test_what_was_fixed_leads_to_its_questions(opened, page):
