@@ -145,8 +145,9 @@ class Meter:
         self.tokens += tokens
         self.flops += flops
 
-    def time_is_up(self) -> None:
-        self._refuse("seconds", "the time is up")
+    def time_is_up(self) -> OverBudget:
+        """To be said when the seconds are over."""
+        return OverBudget(self._refuse("seconds", "the time is up"))
 
     def _refuse(self, name: str, why: str) -> str:
         refusal = f"{said(name, getattr(self.budget, name))}: {why}"

@@ -205,12 +205,11 @@ async def _one(stage: _Stage, done: Callable[[Result], None]) -> None:
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # the run ends, or this task is stuck
             raise
         failure = error  # the topology has waited for something that it had cancelled itself
-    latency_s = loop.time()
+    meter, latency_s = scene.meter, loop.time()
+    if meter is not None and not meter.in_time(latency_s):
+        failure, latency_s = meter.time_is_up(), meter.budget.seconds or 0.0
     await scene.over()  # what is on its way home is paid for, and may still be the best answer
-    if scene.meter and not scene.meter.in_time(latency_s):
-        scene.meter.time_is_up()
-        done(stage.stopped(scene.meter.budget.seconds or 0.0))
-    elif isinstance(failure, OverBudget):
+    if meter is not None and meter.over and isinstance(failure, OverBudget):
         done(stage.stopped(latency_s))
     else:
         done(stage.failed(failure, latency_s) if message is None else stage.result(message, latency_s))  # type: ignore[arg-type]

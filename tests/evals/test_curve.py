@@ -18,7 +18,7 @@ from aiflow_agents.evals.run_folder import read_curves
 from aiflow_agents.evals.statistics import holm, mcnemar_exact, wilson
 
 TOPOLOGIES = ["weighted", {"debate": {"rounds": 1}}]
-LIMITS = (20, 60, 150, 400)
+LIMITS = (20, 60, 300, 5000)
 
 
 @pytest.fixture
