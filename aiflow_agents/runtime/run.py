@@ -142,7 +142,8 @@ class _Stage:
         self.job = job
         self.spans: list[Span] = []
         listen = _listen(self.spans, listener) if job.traced else listener
-        limits = (budget or Budget()) & getattr(job.topology, "budget", None)
+        own: Budget | None = getattr(job.topology, "budget", None)
+        limits = budget & own if budget and own else budget or own
         self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
 
     def result(self, message: Message, latency_s: float) -> Result:

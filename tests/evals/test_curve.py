@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiflow_agents import Budget
@@ -60,7 +60,7 @@ def test_the_rival_draws_as_many_samples_as_are_best_on_dev_under_the_limit(room
         right = request.sampling.temperature > 0 and room.luck(request.seed) < 0.67
         return (room.truth(request.messages[0].content) if right else "no", 0.5)
 
-    room.say = {"ant": ant, "bee": lambda request: ("?", 0.5), "cat": lambda request: ("?", 0.5)}
+    room.say = {"ant": ant, "bee": lambda request: ("?" * 9, 0.5), "cat": lambda request: ("?" * 9, 0.5)}
     room.suite("drawn", dev=24, test=24)
     run = room.evaluate("drawn", topologies=["majority"])
     cost = next(s["usage"] for s in map(json.loads, (run.folder / "samples.jsonl").read_text().splitlines()) if s["arm"] == "ann")
@@ -100,6 +100,7 @@ def test_mistakes_and_what_a_new_mark_means_for_a_curve(room: Any, run: Any, cap
     assert aiflow("score", str(run.folder), "--scorer", "folded")[0] == 0 and read_curves(run.folder) == {}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_gains_are_paired(pairs: Any) -> None:
     own, other = np.array(pairs, dtype=float).T

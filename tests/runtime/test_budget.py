@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -61,6 +61,7 @@ def test_limits_are_numbers_that_can_be_kept() -> None:
     assert str(Budget(tokens=1200, flops=2e7, seconds=0.5)) == "1,200 tokens, 2e+07 FLOPs, 0.5 seconds"
 
 
+@settings(deadline=None)
 @given(*[st.none() | st.integers(0, 9)] * 4)
 def test_two_budgets_at_once_are_the_smaller_of_each_limit(a: Any, b: Any, c: Any, d: Any) -> None:
     tight = Budget(tokens=a, bytes=b) & Budget(tokens=c, seconds=d)

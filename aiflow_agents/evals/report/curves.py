@@ -13,7 +13,7 @@ from aiflow_agents.evals.verdict import percent, quantity
 UNITS = {"bytes": "B", "seconds": "s"}
 TITLES = {"tokens": "tokens", "flops": "FLOPs", "bytes": "bytes on the wire", "seconds": "seconds"}
 LINE = 13  # between two labels
-ROOM = {"wide": (178, 26), "narrow": (106, 15)}  # at the right, for names of so many letters
+ROOM = {"wide": (196, 24), "narrow": (118, 14)}  # at the right, for names of so many letters
 
 
 def budget_plot(curve: Mapping[str, Any]) -> dict[str, Any]:

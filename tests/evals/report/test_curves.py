@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiflow_agents.evals.report import is_current, write_report
@@ -34,6 +34,7 @@ def test_lines_lie_inside_rise_with_accuracy_and_the_chosen_have_bands(run, curv
         assert len(labels) == len(lines) and all(b - a >= LINE - 1e-9 for a, b in zip(labels, labels[1:], strict=False))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(10, 300), min_size=1, max_size=60))
 def test_names_never_cover_each_other_and_the_first_ones_have_room(ends):
     lines = [{"dots": [(0.0, end, "")], "place": i} for i, end in enumerate(ends)]
