@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.errors import OverBudget, UnmetNeed
 from aiflow_agents.models.protocol import Want
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -48,8 +48,7 @@ class ExitCascade(Topology):
         exits = trial.team.by_depth()
         marks = np.array([trial.marks[agent.name] for agent in exits])  # [exits, questions]
         sure = np.array([[p or 0.0 for p in trial.confidence[agent.name]] for agent in exits[:-1]])
-        flops = np.array([trial.flops[agent.name] for agent in exits])
-        agrees = np.zeros(sure.shape, bool)
+        flops, agrees = np.array([trial.flops[agent.name] for agent in exits]), np.zeros(sure.shape, bool)
         if self.send == "hidden":
             flops[1:] *= [1 - (a.exit or 0) / b.info.shape.layers for a, b in pairwise(exits)]  # the layers below were run before
             said = np.array([trial.answers[agent.name] for agent in exits[:-1]], dtype=object)
@@ -62,17 +61,20 @@ class ExitCascade(Topology):
         return fitted
 
     async def run(self, task: Task, team: Team) -> Message:
-        exits = team.by_depth()
-        said = None
+        exits, said = team.by_depth(), None
         for i, agent in enumerate(exits):
             keeps = self.send == "hidden" and agent is not exits[-1] and agent.exit is not None
             want = Want(agent.exit or 0, self.codec or agent.codec(agent.exit or 0), self.lower) if keeps else None
             before = said.as_("hidden") if said is not None and self.send == "hidden" else None
-            said = await agent.ask(task.question, want=want, resume=before, otherwise=self.otherwise)
+            try:
+                said = await agent.ask(task.question, want=want, resume=before, otherwise=self.otherwise)
+            except OverBudget:  # the next exit cannot be paid for
+                if said is None:
+                    raise
+                break
             here = await before.to(agent.node) if before else None  # where it was brought already
             with standing_at(agent.node):  # the one who answered decides, where it is
-                agrees = here is not None and here.answer == said.answer
-                thresholds = (self.agreeing if agrees else None) or self.thresholds or (0.8,) * len(exits)
+                thresholds = (self.agreeing if here and here.answer == said.answer else None) or self.thresholds or (0.8,) * len(exits)
                 if agent is exits[-1] or (said.confidence or 0.0) >= thresholds[i]:
                     break
         return said
