@@ -33,7 +33,8 @@ def train(
         Path | None, typer.Option(help=f"Where finished models go. Default: {OUT}, with --tokens models/ in the work folder.", show_default=False)
     ] = None,
     peers: Annotated[
-        Path | None, typer.Option(help="A folder with PEER/answer of peers trained elsewhere. Default: the work folder.", show_default=False)
+        Path | None,
+        typer.Option(help="A folder with PEER/answer, or finished models PEER, of peers trained elsewhere. Default: the work folder.", show_default=False),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="So many tokens in all, shared out over the phases: for a try.", show_default=False)
@@ -89,7 +90,8 @@ def train(
                     nursery.hear(recipe)
                     done.append({"name": recipe.name, "folder": str(nursery.out / recipe.name), "phase": "hear"})
                 for recipe, entry in zip(found, done, strict=True) if card else ():
-                    entry["card"] = nursery.card(recipe, _reproduce(recipe, {"tokens": tokens, "seed": seed, "questions": options["questions"]}))
+                    again_here = {"tokens": tokens, "seed": seed, "questions": options["questions"], "peers": peers}
+                    entry["card"] = nursery.card(recipe, _reproduce(recipe, found, again_here))
         except KeyboardInterrupt:
             raise Interrupted(again) from None
     if json:
@@ -136,5 +138,7 @@ def _command(recipes: Sequence[str], options: dict[str, Any]) -> str:
     return shlex.join(["aiflow", "train", *recipes, *given])
 
 
-def _reproduce(recipe: Recipe, options: dict[str, Any]) -> str:
-    return _command(list(dict.fromkeys([recipe.name, *(peer for phase in recipe.phases for peer in phase.peers)])), options)
+def _reproduce(recipe: Recipe, together: Sequence[Recipe], options: dict[str, Any]) -> str:
+    """The command that makes this model again: with all peers, or with those that were trained together where others were there already."""
+    peers = [one.name for one in together] if options["peers"] else [peer for phase in recipe.phases for peer in phase.peers]
+    return _command(list(dict.fromkeys([recipe.name, *peers])), options)
