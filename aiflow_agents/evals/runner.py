@@ -189,6 +189,9 @@ class Evaluation:
 
         def done(result: Result) -> None:
             for name in twins[result.job.arm]:
+                if folder.finished(name, result.job.task.id, result.job.repeat):  # the kill came between it and one that does the same
+                    watch.advance(1)
+                    continue
                 self._keep(result, name, folder)
                 if result.error and name not in told:  # the first of an arm at once, as it may be what all will say
                     told.add(name)

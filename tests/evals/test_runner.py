@@ -272,6 +272,7 @@ def test_arms_that_do_the_same_are_run_once_and_each_has_its_samples(room: Any, 
     ran.clear()
     again = room.evaluate(topologies=["majority", {"single": {"member": "bob"}}, "router"], path=report.folder, resume=True)
     assert ran == {"vote": 2} and again.summary == report.summary
+    assert len(samples(again)) == len(lines), "what one of them had written is not written again"
     assert {arm: sorted({line["task_id"] for line in samples(again) if line["arm"] == arm}) for arm in whole} == whole
 
 
