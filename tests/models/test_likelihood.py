@@ -22,15 +22,15 @@ def requests(**options: Any) -> list[Request]:
     return [Request((Turn("user", question),), 0, score=text, **options) for question, text in TEXTS]
 
 
-def loss(folder: Path, prompt: list[int], text: list[int]) -> float:
+def loss(model: Any, prompt: list[int], text: list[int]) -> float:
     """Mean NLL of the text's tokens behind the prompt."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     labels = torch.tensor([[-100] * len(prompt) + text])
     with torch.no_grad():
         return float(model(torch.tensor([prompt + text]), labels=labels).loss)
 
 
-def check(model: FamilyModel, oracle: Path, replies: list[Any]) -> None:
+def check(model: FamilyModel, folder: Path, replies: list[Any]) -> None:
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for (question, text), reply in zip(TEXTS, replies, strict=True):
         prompt, ids = model.chat.prompt((Turn("user", question),)), model.chat.ids(text)
         assert (reply.text, reply.token_ids, reply.tokens_in, reply.tokens_out) == (text, tuple(ids), len(prompt) + len(ids), 0)

@@ -137,7 +137,7 @@ def limit(kind: str, value: float) -> Budget:
 
 kinds = st.sampled_from(["tokens", "flops", "bytes", "seconds"])
 shares = st.floats(0, 1.1)
-anything = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+anything = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("name", NAMES)
