@@ -7,6 +7,7 @@ those that decide take whole arrays of runs: sums [..., clusters] -> [...].
 |---|---|
 | is arm A better than arm B? | `flips` (right/wrong); `statistics.paired_permutation` of the sums (graded) |
 | by how much? | `interval` |
+| are A and B equally good, within a margin? | `equivalence` |
 | how well is this accuracy known? | `share` |
 """
 
@@ -91,6 +92,22 @@ def interval(found: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> tuple[A
         edge = statistics.tango(np.minimum(won, n), np.minimum(lost, n), n, level)
         low, high = np.where(flat, edge[0], low), np.where(flat, edge[1], high)
     return statistics._plain(low), statistics._plain(high)
+
+
+def equivalence(found: ArrayLike, sizes: ArrayLike, margin: float) -> Any:
+    """p that two arms differ by `margin` or more, `found` and `sizes` as in `interval`: two one-sided tests with its error, [...].
+
+    Where no cluster differs from another it is `statistics.equivalence`, as if each cluster were one task. Source: Schuirmann, J. Pharmacokinet.
+    Biopharm. 15 (1987) 657.
+    """
+    total, size = np.asarray(found, dtype=float), np.asarray(sizes, dtype=float)
+    mean, error = _error(total, size)
+    n, flat = len(size), error < 1e-12
+    some = np.where(flat, 1.0, error)
+    p = np.maximum(student.sf((mean + margin) / some, max(n - 1, 1)), student.cdf((mean - margin) / some, max(n - 1, 1)))
+    if flat.any():
+        p = np.where(flat, statistics.equivalence(np.minimum(n * np.maximum(mean, 0), n), np.minimum(n * np.maximum(-mean, 0), n), n, margin), p)
+    return statistics._plain(np.asarray(p))
 
 
 def share(found: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> tuple[Any, Any]:

@@ -130,7 +130,7 @@ def _side(name: str, side: Side, table: np.ndarray, seed: int, cluster: np.ndarr
 
 
 def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: int, cluster: np.ndarray | None) -> dict[str, Any]:
-    """One comparison. first, second: [tasks, 1 + costs], scores and then costs; cluster: [tasks], numbers, or None."""
+    """One comparison. first, second: [tasks, 1 + costs], scores and then costs, or scores alone; cluster: [tasks], numbers, or None."""
     x, y = second[:, 0], first[:, 0]
     wins, losses, n = int((x > y).sum()), int((x < y).sum()), len(x)
     if cluster is not None:
@@ -138,7 +138,7 @@ def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: i
         whole = bool(np.isin([x, y], (0.0, 1.0)).all())
         p = clusters.flips(found) if whole else statistics.paired_permutation(found, np.zeros(len(found)), seed)
         ci95 = clusters.interval(found, np.bincount(cluster))
-        same = statistics.equivalence_graded(clusters.scaled(x - y, cluster), margin)
+        same = clusters.equivalence(found, np.bincount(cluster), margin)
         first, second = (np.stack([clusters.scaled(column, cluster) for column in side.T], 1) for side in (first, second))
     elif np.isin([x, y], (0.0, 1.0)).all():
         p, ci95, same = statistics.mcnemar_exact(wins, losses), statistics.tango(wins, losses, n), statistics.equivalence(wins, losses, n, margin)
@@ -146,7 +146,7 @@ def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: i
         p, ci95 = statistics.paired_permutation(x, y, seed), statistics.bootstrap_mean(x - y, seed)
         same = statistics.equivalence_graded(x - y, margin)
     costs: dict[str, Any] = {}
-    for i, cost in enumerate(COSTS, 1):
+    for i, cost in zip(range(1, first.shape[1]), COSTS, strict=False):
         share = statistics.ratio(second[:, i], first[:, i], seed)
         costs[cost] = None if share is None else {"ratio": share[0], "ci95": list(share[1])}
     return {"delta": float((x - y).mean()), "ci95": list(ci95), "p": p, "wins": wins, "losses": losses, "ties": n - wins - losses,

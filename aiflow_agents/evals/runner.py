@@ -107,8 +107,7 @@ class Evaluation:
         for name, parameters in self.topologies:
             topology = load_topology(name, parameters)
             topology.check(self.team)
-            given = ", ".join(f"{k}={topology.budget if k == 'budget' else v}" for k, v in parameters.items())
-            label = topology.name() + (f"({given})" if parameters else "")
+            label = arm_name(name, parameters)
             if label in arms or label in self.team.agents or label in RIVALS:
                 raise UserError(f"two arms would be called '{label}': give the topology's class, or the member, another name")
             arms[label] = topology
@@ -271,6 +270,13 @@ def met_before(folder: RunFolder) -> dict[str, Session]:
         if "met" in sample and folder.finished(arm, task, repeat):
             sessions.setdefault(arm, {}).update(dict.fromkeys((one, other) for one, other in sample["met"]))
     return sessions
+
+
+def arm_name(topology: str, parameters: Mapping[str, Any]) -> str:
+    """What a topology, by name or path, is called with these parameters."""
+    one = load_topology(topology, parameters)
+    given = ", ".join(f"{k}={one.budget if k == 'budget' else v}" for k, v in parameters.items())
+    return one.name() + (f"({given})" if parameters else "")
 
 
 def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: RunFolder) -> list[Sample]:

@@ -52,6 +52,17 @@ def test_where_nothing_differs_an_interval_still_has_a_width():
     assert clusters.interval([3], [4]) == (-1.0, 1.0)
 
 
+def test_equivalence_is_where_the_wider_interval_lies_within_the_margin():
+    rng, sizes = np.random.default_rng(1), np.full(60, 5)
+    for _ in range(30):
+        sums = rng.integers(-1, 2, 60) + (rng.random(60) < 0.1)
+        low, high = clusters.interval(sums, sizes, 0.9)
+        margin = max(abs(low), abs(high))
+        assert clusters.equivalence(sums, sizes, margin * 1.01) < 0.05 < clusters.equivalence(sums, sizes, margin * 0.99)
+        assert clusters.equivalence(sums, sizes, 0.1) == pytest.approx(statistics.equivalence_graded(sums / 5, 0.1), abs=1e-12)
+    assert clusters.equivalence(np.zeros(40), np.full(40, 5), 0.02) == pytest.approx(statistics.equivalence(0, 0, 40, 0.02)) and statistics.equivalence(0, 0, 40, 0.02) > 0.1
+
+
 def test_an_accuracy_is_worth_its_clusters():
     sizes, rng = np.full(50, 6), np.random.default_rng(0)
     together = 6 * rng.integers(0, 2, 50)  # all of a cluster or none: fifty tasks are what there is
