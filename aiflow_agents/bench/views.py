@@ -171,8 +171,8 @@ def curve(run: Path, codecs: Mapping[str, str], margin: float = 0.02) -> dict[st
             rows.append(pair(point, lighter[-1] if lighter else features[0]))  # points come by bytes
     reference = next((point for point in features if point.what == REFERENCE), None)
     same = [pair(reference, point) for point in features if point is not reference] if reference else []
-    for kind in (rows, same, [row["equivalence"] for row in same]):
-        for row, p in zip(kind, statistics.holm([row["p"] for row in kind]).tolist() if kind else (), strict=True):
+    for family in (rows, same, [row["equivalence"] for row in same]):
+        for row, p in zip(family, statistics.holm([row["p"] for row in family]).tolist() if family else (), strict=True):
             row["p_holm"] = p
     return {
         "suite": summary["suite"], "seed": summary["seed"], "tasks": summary["n_tasks"], "clusters": summary.get("n_clusters"), "margin": margin,
