@@ -177,6 +177,8 @@ def sentence(summary: Mapping[str, Any]) -> str:
     arms, n = summary["arms"], int(summary["n_tasks"])
     chosen = {role: (summary.get(role) or {}).get("arm") for role in ("best_member", "best_topology")}
     questions = f"{n:,} {'unseen questions' if summary.get('split', 'test') == 'test' else 'questions of the {} split'.format(summary['split'])}"
+    if summary.get("n_clusters"):
+        questions += f" in {summary['n_clusters']:,} clusters"
     if chosen["best_member"] is None:
         return f"No member answered the {questions}, so there is nothing to compare a team with."
     member = arms[chosen["best_member"]]

@@ -15,7 +15,9 @@ from aiflow_agents.bench.views import Views, bench_views, curve, stem
 from aiflow_agents.bench.views_plot import family
 from aiflow_agents.cli.main import main
 from aiflow_agents.errors import UserError
-from aiflow_agents.evals.run_folder import read_samples
+from aiflow_agents.evals import clusters
+from aiflow_agents.evals.rescore import rescore
+from aiflow_agents.evals.run_folder import read_samples, read_summary
 from aiflow_agents.wire import calibration
 
 ASKED = ["bench", "views", "--limit", "14", "--seed", "5", "--codec", "int8", "--codec", "merge:step=2", "--codec", "float16", "--budget", "200", "--scenes", "40",
@@ -85,6 +87,21 @@ def test_it_goes_on_where_it_was(found: dict[str, Any], monkeypatch: pytest.Monk
     assert shipped == {"int8": "int8", "merge-step=2": "merge:step=2"}
     with pytest.raises(UserError, match="already holds a run; go on with it"):
         bench_views(folder, Views())
+
+
+def test_the_run_is_judged_by_scenes_and_marked_again_so(found: dict[str, Any]) -> None:
+    run = Path(found["folder"])
+    summary, samples = read_summary(run), read_samples(run)
+    best = summary["best_member"]["arm"]
+    for row in summary["verdicts"]:
+        other = best if row["against"] == "members" else row["against"]
+        gain: dict[str, list[float]] = {}
+        for (arm, task, repeat), sample in samples.items():
+            if arm == row["arm"]:
+                gain.setdefault(sample["cluster"], []).append(sample["score"] - samples[other, task, repeat]["score"])
+        assert sorted(map(len, gain.values())) == [7, 7]
+        assert row["ci95"] == pytest.approx(clusters.interval([sum(one) for one in gain.values()], [7, 7])) and row["p"] >= 0.5  # two scenes show nothing
+    assert summary["n_clusters"] == 2 and rescore(run).after["verdicts"] == summary["verdicts"]
 
 
 def test_what_cannot_be_run_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

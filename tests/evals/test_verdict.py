@@ -194,6 +194,7 @@ def test_sentences():
     assert alone.startswith("No topology was run. The best member, a, answers 64.0 % of 1,400 unseen questions.")
     assert sentence(summary(best_topology={"arm": None, "chosen_on": "dev"}, verdicts=[])) == alone
     assert "questions of the dev split" in sentence(summary(split="dev"))
+    assert "of 1,400 unseen questions in 200 clusters;" in sentence(summary(n_clusters=200))
     assert sentence(summary(best_member=None)).startswith("No member")
 
 
