@@ -32,7 +32,7 @@ NAMES: dict[str, type[Settings]] = {
     "raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers, "merge": Merge, "predict": Predict,
 }  # fmt: skip
 SHORT = {"int8": "int:bits=8", "int4": "int:bits=4", "float32": "raw:dtype=float32", "float16": "raw:dtype=float16", "bfloat16": "raw:dtype=bfloat16"}
-ALWAYS = {("raw", "dtype"), ("int", "bits")}  # said even where it is the default
+ALWAYS = {("raw", "dtype"), ("int", "bits"), ("merge", "step")}  # said even where it is the default
 RANGES = {
     "bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20), "boundary": (0, 1 << 30),
     "spread": (0, 1e6), "centres": (0, 1 << 20), "near": (1, 1 << 10),
