@@ -36,7 +36,7 @@ def views_svg(found: Mapping[str, Any]) -> str:
         *(f'<path d="M{LEFT} {y(t):.1f}H{RIGHT}" stroke="#ddd"/>{_text(LEFT - 8, y(t) + 4, f"{100 * t:.0f} %", "end")}' for t in ticks),
     ]
     for power in range(math.ceil(low), math.floor(high) + 1):
-        parts += [f'<path d="M{x(2.0**power):.1f} {TOP}V{BOTTOM}" stroke="#eee"/>', _text(x(2.0**power), BOTTOM + 18, quantity(2.0**power), "middle")]
+        parts += [f'<path d="M{x(2.0**power):.1f} {TOP}V{BOTTOM}" stroke="#eee"/>', _text(x(2.0**power), BOTTOM + 18, f"{2**power:,}", "middle")]
     alone = y(found["alone"])
     parts += [f'<path d="M{LEFT} {alone:.1f}H{RIGHT}" stroke="#999" stroke-dasharray="5 4"/>', _text(RIGHT + 14, alone + 4, "edge alone")]
     families: dict[str, list[dict[str, Any]]] = {}

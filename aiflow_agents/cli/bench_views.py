@@ -79,10 +79,10 @@ def _show(found: dict[str, Any]) -> None:
 
     clusters = f" in {found['clusters']:,} clusters" if found["clusters"] else ""
     typer.echo(f"{found['suite']}: {found['tasks']:,} questions{clusters}, seed {found['seed']}; the edge by itself {percent(found['alone'])}\n")
-    typer.echo(f"{'':8}  {'':32} {'bytes a camera':>14}  {'right':>7}  {'95 %':>11}")
+    typer.echo(f"{'':8}  {'':36} {'bytes a camera':>14}  {'right':>7}  {'95 %':>11}")
     for point in found["points"]:
         low, high = (f"{100 * end:.1f}" for end in point["ci95"])
-        typer.echo(f"{point['kind']:8}  {point['what'][:32]:32} {point['nbytes']:14,.1f}  {percent(point['accuracy']):>7}  {f'{low}-{high}':>11}")
+        typer.echo(f"{point['kind']:8}  {point['what'][:36]:36} {point['nbytes']:14,.1f}  {percent(point['accuracy']):>7}  {f'{low}-{high}':>11}")
 
     def line(row: dict[str, Any]) -> str:
         mine, other = row["bytes"]
