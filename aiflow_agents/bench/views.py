@@ -28,8 +28,8 @@ from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.runtime.team import TeamFile
 
 CODECS = (
-    "float16", "int8", "int4+ans", "klt:step=0.5+ans", "klt:step=1+ans", "klt:step=1.5+ans", "klt:step=2+ans", "klt:step=3+ans", "merge:step=0.5", "merge:step=1",
-    "merge:step=1.5", "merge:step=2", "merge:step=3", "merge:step=1.5,spread=0.45", "merge:step=3,spread=0.45",
+    "float16", "int8", "int4+ans", "klt:step=0.5+ans", "klt:step=1+ans", "klt:step=1.5+ans", "klt:step=2+ans", "klt:step=3+ans",
+    "merge:step=0.5", "merge:step=1", "merge:step=1.5", "merge:step=2", "merge:step=3", "merge:step=1.5,spread=0.45", "merge:step=3,spread=0.45",
 )  # fmt: skip
 SHARES = 0.75, 0.5  # of a picture's patches that stay apart, where their number is fixed
 BUDGETS = 60, 120, 240, 480, 960
