@@ -21,7 +21,7 @@ SHIPPED = sorted(path.stem for path in (ROOT / "topologies").glob("*.py")) if RO
 FAMILIAL = ["exit-cascade", "feature-relay", "latent"]  # they hand over hidden states, for which members must be of one family
 NUMERIC = ["logit-ensemble"]  # their members say more than words, which those of this stage cannot
 ASKING = ["inquiry"]  # one of its members asks the others
-SEEING = ["joint-view"]  # its members see
+SEEING = ["joint-view", "pictures"]  # its members see
 ANYONES = [name for name in SHIPPED if name not in FAMILIAL + NUMERIC + ASKING + SEEING]
 
 
