@@ -3,33 +3,36 @@
     camera: picture -> layers 0..k --features--\
     camera: picture -> layers 0..k --features---> edge: layers k.. over all of them and the question --> home
 
-The features know of no question, so one set of them answers any number.
+The features know of no question, so one set of them answers any number. So does a caption: all that a camera sees, in text.
 """
 
 from typing import Any, Literal
 
-from pydantic import PrivateAttr
+from pydantic import PositiveInt, PrivateAttr
 
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.protocol import Want
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
+from aiflow_agents.skills.captions import PLACES, see
 from aiflow_agents.topology.base import Needs, Topology, another
 from aiflow_agents.topology.decisions import Decision, weighted
 from aiflow_agents.wire.message import Message
 
 
 class JointView(Topology):
-    """`send`: features, the input of `layer` coded by `codec`; or text: each camera says what it thinks the answer is, and `decide` chooses.
+    """`send`: features, the input of `layer` coded by `codec`; captions, with so many `letters` for each place, more than one of them telling what a
+    camera is not sure of; or text: each camera says what it thinks the answer is, and `decide` chooses.
 
-    `placebo`: zeros, or noise of the same norm, in place of the features; `other`: the features of another scene, one of the dev split;
+    `placebo`: zeros, or noise of the same norm, in place of the features; `other`: those of another scene, one of the dev split, or its captions;
     `nothing`: the edge alone.
     """
 
-    send: Literal["features", "text"] = "features"
+    send: Literal["features", "captions", "text"] = "features"
     layer: int = 2
     codec: str = "float16"
+    letters: PositiveInt = 1
     decide: Decision = weighted
     placebo: Literal["", "zeros", "noise", "other", "nothing"] = ""
     needs = Needs(members=2, roles=("camera", "edge"), capabilities=frozenset({"vision"}), one_family=True)
@@ -53,6 +56,10 @@ class JointView(Topology):
             seen = self._others[another(f"{task.id} {task.question}", tuple(self._others))].inputs
         if any(camera.node not in seen for camera in cameras):
             raise UnmetNeed("topology 'joint-view' needs a picture at every camera's node: `aiflow eval partial-views` has some")
+        if self.send == "captions":
+            asked = see(self.letters)  # agreed on before: only what they say travels
+            said = await gather(camera.ask("", instruct=asked, max_tokens=PLACES * self.letters, sees=seen[camera.node]) for camera in cameras)
+            return await edge.ask(task.question, heard=said, last=True)
         want = Want(self.layer, self.codec, placebo=self.placebo if self.placebo in ("zeros", "noise") else "")
         features = await gather(camera.ask("", want=want, max_tokens=0, sees=seen[camera.node]) for camera in cameras)
         return await edge.ask(task.question, features=[message.as_("hidden") for message in features])

@@ -85,7 +85,8 @@ def wire(
         _show(about, rows)
 
 
-SIGHT = {"klt": "klt:step=0.5+ans", "int8": "int8", "int4": "int4+ans", "merge": "merge:step=1"}  # and for the features of a model that sees
+# and for the features of a model that sees
+SIGHT = {"klt": "klt:step=0.5+ans", "coarse": "klt:step=3+ans", "int8": "int8", "int4": "int4+ans", "merge": "merge:step=1"}
 
 
 def calibrate(

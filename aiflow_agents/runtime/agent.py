@@ -78,6 +78,7 @@ class Agent:
         begin: Message | None = None,
         top: Top | None = None,
         dialogue: bool = False,
+        last: bool = False,
         sees: Message | None = None,
         features: Sequence[Message] = (),
     ) -> Message:
@@ -89,6 +90,7 @@ class Agent:
         mean the same by a state is settled by a handshake, once a session; where they do not, `otherwise` says whether the question is read as text.
 
         `dialogue`: what it has said itself, among `heard`, are its own turns of a conversation that goes on; else it hears itself as it hears others.
+        `last`: the question comes behind what is heard. What everybody has agreed on goes as `instruct` with an empty question, and is not sent.
 
         `top` asks for a draft: the answer up to where this agent is not sure, and what it holds likely there. `begin`, a draft as "tokens" of a
         member with the same tokenizer, is what the answer begins with.
@@ -118,7 +120,7 @@ class Agent:
                 told = [parcel for message in features if (parcel := await self._understood(message, "refuse"))]
                 drawn_from = [message for message in (begin if drafted.token_ids else None, *features) if message is not None]
                 await scene.bring((*([asked] if asked._said else []), *heard, *drawn_from), self.node)
-                request = self._request(asked, heard, instruct, sampling or self.sampling, sample, dialogue)
+                request = self._request(asked, heard, instruct, sampling or self.sampling, sample, dialogue, last)
                 if picture is not None or told:
                     request = replace(request, picture=None if picture is None else picture._seen, features=tuple(told))
                 if want is not None or max_tokens is not None:
@@ -191,14 +193,16 @@ class Agent:
         return Draft() if begin is None else begin._draft("tokens")
 
     def _request(
-        self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int, dialogue: bool
+        self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int, dialogue: bool, last: bool
     ) -> Request:
         turns = [Turn("system", self.prompt)] if self.prompt else []
-        turns.append(Turn("user", asked._said))
+        question = [Turn("user", asked._said)] if asked._said or not instruct else []
+        turns += [] if last else question
         for message in heard:
             own = dialogue and message.author == self.name
             said = told(message._said, message._confidence) if "confidence" in self.info.capabilities and not own else message._said
             turns.append(Turn("assistant", said) if own else Turn("user", said, message.author))
+        turns += question if last else []
         if instruct:
             turns.append(Turn("user", instruct))
         seed = 0

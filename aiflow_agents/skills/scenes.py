@@ -1,8 +1,9 @@
-"""Scenes: coloured shapes on a grid, which four cameras see in part, and questions that take all of them.
+"""Scenes: coloured shapes on a round shelf, which four cameras see in part and through haze, and questions that take all of them.
 
-    a b c d e        camera 0 sees rows a-c and columns 1-3, camera 1 rows a-c and columns 3-5,
-    1 . . 1 . .      cameras 2 and 3 the same of rows c-e: what stands in the middle row or column is seen
-    ...              twice, and in the very middle four times.
+      1 2 3 4         the shelf has three boards a-c and four sectors 1-4, the last beside the first. Four cameras stand round it:
+    a . x . .         north sees sectors 1-3, east 2-4, south 3, 4 and 1, west 4, 1 and 2. So every place is seen by three of them,
+    b x . . x         each in its own light, through noise, and through haze that is drawn anew for every place and camera: one look is
+    c . . x .         often not enough to tell what stands there, three together mostly are, and what each was unsure of matters.
 
 All of it is numpy over many scenes at once. A scene belongs to one split for ever, by a hash of what stands where.
 """
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 from aiflow_agents.errors import UnknownName
 from aiflow_agents.skills.splits import split_of
 
-GRID, VIEW, CELL = 5, 3, 8  # cells of a scene and of a view to a side, pixels of a cell to a side
-SIDE = VIEW * CELL  # pixels of a picture to a side
-CORNERS = ((0, 0), (0, 2), (2, 0), (2, 2))  # row and column of each camera's first cell
+ROWS, COLUMNS, VIEW, CELL = 3, 4, 3, 8  # boards and sectors of a shelf, cells of a view to a side, pixels of a cell to a side
+CELLS, SIDE = ROWS * COLUMNS, VIEW * CELL  # cells of a scene, pixels of a picture to a side
+CAMERAS = ("north", "east", "south", "west")
+CORNERS = ((0, 0), (0, 1), (0, 2), (0, 3))  # row and column of each camera's first cell; columns go round
+SEEN = np.array([[(r + y) * COLUMNS + (c + x) % COLUMNS for y in range(VIEW) for x in range(VIEW)] for r, c in CORNERS])  # cells by camera and patch
 COLOURS = {"red": (0.85, 0.2, 0.2), "lime": (0.2, 0.75, 0.25), "blue": (0.2, 0.3, 0.9), "gold": (0.85, 0.8, 0.15)}
 SHAPES = ("discs", "squares", "crosses", "rings")
-GROUND, NOISE = 0.35, 0.35  # grey of the floor, and the deviation of every pixel's noise; full light is 1
+GROUND, NOISE = 0.35, 0.3  # grey of the wall behind, and the deviation of every pixel's noise; full light is 1
+HAZE = (0.1, 1.0)  # how much of the contrast of what stands in a place reaches a camera: drawn for every place and camera
 FILLED = (0.3, 0.8)  # share of cells on which something stands, drawn anew for every scene
 
 Pixels = NDArray[np.uint8]
@@ -32,12 +36,12 @@ Cells = NDArray[np.int8]
 
 
 class Scenes(NamedTuple):
-    """Many scenes: for each of their 25 cells the colour and the shape of what stands there, -1 where nothing does, and by how many pixels it
+    """Many scenes: for each of their 12 cells the colour and the shape of what stands there, -1 where nothing does, and by how many pixels it
     stands beside the middle (rows, columns)."""
 
-    colour: Cells  # [scenes, 25]
-    shape: Cells  # [scenes, 25]
-    shift: Cells  # [scenes, 25, 2]
+    colour: Cells  # [scenes, 12]
+    shape: Cells  # [scenes, 12]
+    shift: Cells  # [scenes, 12, 2]
 
     def __len__(self) -> int:  # type: ignore[override]
         return len(self.colour)
@@ -58,23 +62,22 @@ def draw(count: int, split: str, seed: int) -> Scenes:
 
 
 def _any(count: int, rng: np.random.Generator) -> Scenes:
-    cells = GRID * GRID
-    empty = rng.random((count, cells)) >= rng.uniform(*FILLED, (count, 1))
-    colour, shape = (rng.integers(0, n, (count, cells), dtype=np.int8) for n in (len(COLOURS), len(SHAPES)))
+    empty = rng.random((count, CELLS)) >= rng.uniform(*FILLED, (count, 1))
+    colour, shape = (rng.integers(0, n, (count, CELLS), dtype=np.int8) for n in (len(COLOURS), len(SHAPES)))
     colour[empty] = shape[empty] = -1
-    return Scenes(colour, shape, rng.integers(-1, 2, (count, cells, 2), dtype=np.int8))
+    return Scenes(colour, shape, rng.integers(-1, 2, (count, CELLS, 2), dtype=np.int8))
 
 
 def pictures(scenes: Scenes, seed: int) -> Pixels:
-    """What the cameras see: [scenes, cameras, 24, 24, 3]. Each has a light and a noise of its own."""
-    rng, n = np.random.default_rng([seed, 1]), len(scenes)
+    """What the cameras see: [scenes, cameras, 24, 24, 3]. Each has a light, a haze and a noise of its own."""
+    rng, n, cameras = np.random.default_rng([seed, 1]), len(scenes), len(CAMERAS)
     tint = np.array([*COLOURS.values()], np.float32) - GROUND
-    masks = _sprites()[scenes.shape, scenes.shift[..., 0] + 1, scenes.shift[..., 1] + 1]  # [scenes, 25, 8, 8]
-    masks = masks * (scenes.shape >= 0)[..., None, None]
-    cells = GROUND + masks[..., None] * tint[scenes.colour][:, :, None, None]  # [scenes, 25, 8, 8, 3]
-    floor = cells.reshape(n, GRID, GRID, CELL, CELL, 3).swapaxes(2, 3).reshape(n, GRID * CELL, GRID * CELL, 3)
-    views = np.stack([floor[:, r * CELL : r * CELL + SIDE, c * CELL : c * CELL + SIDE] for r, c in CORNERS], 1)
-    views = views * rng.uniform(0.8, 1.2, (n, len(CORNERS), 1, 1, 1)).astype(np.float32)
+    masks = _sprites()[scenes.shape, scenes.shift[..., 0] + 1, scenes.shift[..., 1] + 1]  # [scenes, 12, 8, 8]
+    masks = (masks * (scenes.shape >= 0)[..., None, None])[:, SEEN]  # [scenes, cameras, 9, 8, 8]
+    masks *= rng.uniform(*HAZE, (n, cameras, VIEW * VIEW, 1, 1)).astype(np.float32)
+    cells = GROUND + masks[..., None] * tint[scenes.colour][:, SEEN][:, :, :, None, None]  # [scenes, cameras, 9, 8, 8, 3]
+    views = cells.reshape(n, cameras, VIEW, VIEW, CELL, CELL, 3).swapaxes(3, 4).reshape(n, cameras, SIDE, SIDE, 3)
+    views *= rng.uniform(0.8, 1.2, (n, cameras, 1, 1, 1)).astype(np.float32)
     views += NOISE * rng.standard_normal(views.shape, np.float32)
     return np.rint(views.clip(0, 1) * 255).astype(np.uint8)
 
@@ -82,8 +85,7 @@ def pictures(scenes: Scenes, seed: int) -> Pixels:
 def in_view(scenes: Scenes) -> NDArray[np.int64]:
     """What each camera has in front of it, [scenes, cameras, 9]: colour * 4 + shape, and 16 where nothing stands."""
     kind = np.where(scenes.colour < 0, len(COLOURS) * len(SHAPES), scenes.colour * len(SHAPES) + scenes.shape).astype(np.int64)
-    grid = kind.reshape(-1, GRID, GRID)
-    return np.stack([grid[:, r : r + VIEW, c : c + VIEW].reshape(-1, VIEW * VIEW) for r, c in CORNERS], 1)
+    return kind[:, SEEN]
 
 
 def _sprites() -> NDArray[np.float32]:
@@ -128,11 +130,11 @@ def _all(scenes: Scenes, rng: np.random.Generator) -> Asked:
 
 
 def _gap(scenes: Scenes, rng: np.random.Generator) -> Asked:
-    """How many more things have one colour than another: `red-blue?` -> `-2`."""
+    """How many more things have one colour than another: `r-b?` -> `-2`."""
     a = rng.integers(0, len(COLOURS), len(scenes))
     b = (a + rng.integers(1, len(COLOURS), len(scenes))) % len(COLOURS)
     gap = (scenes.colour == a[:, None]).sum(1) - (scenes.colour == b[:, None]).sum(1)
-    return Asked([f"{_COLOURS[i]}-{_COLOURS[j]}?" for i, j in zip(a, b, strict=True)], _text(gap))
+    return Asked([f"{_COLOURS[i][0]}-{_COLOURS[j][0]}?" for i, j in zip(a, b, strict=True)], _text(gap))
 
 
 def _most(scenes: Scenes, rng: np.random.Generator) -> Asked:
@@ -143,22 +145,43 @@ def _most(scenes: Scenes, rng: np.random.Generator) -> Asked:
     return Asked(["most?"] * len(scenes), [f"{_COLOURS[i][0]}{n}" if one else "" for i, n, one in zip(best, top, alone, strict=True)])
 
 
+def _thing(scenes: Scenes, rng: np.random.Generator) -> Asked:
+    """How many there are of one thing, by colour and shape: red discs, `rd?` -> `2`. Half of the questions are about one that is there."""
+    colour, shape = rng.integers(0, len(COLOURS), len(scenes)), rng.integers(0, len(SHAPES), len(scenes))
+    where, each = rng.integers(0, CELLS, len(scenes)), np.arange(len(scenes))
+    there = (rng.random(len(scenes)) < 0.5) & (scenes.colour[each, where] >= 0)
+    colour, shape = np.where(there, scenes.colour[each, where], colour), np.where(there, scenes.shape[each, where], shape)
+    texts = [f"{_COLOURS[c][0]}{SHAPES[s][0]}?" for c, s in zip(colour, shape, strict=True)]
+    return Asked(texts, _text(((scenes.colour == colour[:, None]) & (scenes.shape == shape[:, None])).sum(1)))
+
+
 def _kinds(scenes: Scenes, rng: np.random.Generator) -> Asked:
     """How many different things there are, by colour and shape: `kinds?` -> `9`."""
+    return Asked(["kinds?"] * len(scenes), _text((_each(scenes) > 0).sum(1)))
+
+
+def _twins(scenes: Scenes, rng: np.random.Generator) -> Asked:
+    """How many different things stand in more than one place: `twins?` -> `2`. One that several cameras see is still one."""
+    return Asked(["twins?"] * len(scenes), _text((_each(scenes) > 1).sum(1)))
+
+
+def _each(scenes: Scenes) -> NDArray[np.int64]:
+    """How often each of the 16 different things stands there, [scenes, 16]."""
     kind = np.where(scenes.colour >= 0, scenes.colour * len(SHAPES) + scenes.shape, -1)
-    return Asked(["kinds?"] * len(scenes), _text((kind[..., None] == np.arange(len(COLOURS) * len(SHAPES))).any(1).sum(1)))
+    return (kind[..., None] == np.arange(len(COLOURS) * len(SHAPES))).sum(1)
 
 
 def _at(scenes: Scenes, rng: np.random.Generator) -> Asked:
-    """What stands in a place, by row and column: `at b4?` -> `rd`, a red disc, or `no`."""
-    where = rng.integers(0, GRID * GRID, len(scenes))
-    each = np.arange(len(scenes))
-    texts = [f"at {'abcde'[i // GRID]}{i % GRID + 1}?" for i in where]
+    """What stands in a place, by board and sector: `at b4?` -> `rd`, a red disc, or `no`."""
+    where, each = rng.integers(0, CELLS, len(scenes)), np.arange(len(scenes))
+    texts = [f"at {'abc'[i // COLUMNS]}{i % COLUMNS + 1}?" for i in where]
     seen = zip(scenes.colour[each, where], scenes.shape[each, where], strict=True)
     return Asked(texts, ["no" if c < 0 else _COLOURS[c][0] + SHAPES[s][0] for c, s in seen])
 
 
-KINDS: dict[str, Ask] = {"colour": _colour, "shape": _shape, "all": _all, "gap": _gap, "most": _most, "kinds": _kinds, "at": _at}
+KINDS: dict[str, Ask] = {
+    "colour": _colour, "shape": _shape, "all": _all, "gap": _gap, "most": _most, "thing": _thing, "kinds": _kinds, "twins": _twins, "at": _at,
+}  # fmt: skip
 
 
 def _text(numbers: NDArray[np.integer]) -> list[str]:
@@ -203,7 +226,7 @@ def ask(scenes: Scenes, weights: Mapping[str, float], each: int, seed: int) -> l
 
 def exam(names: list[str], split: str, count: int, seed: int) -> tuple[list[SceneTask], Pixels]:
     """`count` questions, kinds in turn, and the pictures of their scenes: each scene is asked every kind once. A suite's tasks."""
-    scenes = draw(-(-count // len(names)) * 2, split, seed)
+    scenes = draw(-(-count // len(names)) * 3, split, seed)
     rng = np.random.default_rng([seed, 3])
     for name in names:
         if name not in KINDS:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from aiflow_agents.skills.scenes import CELL, CORNERS, SIDE, VIEW
+from aiflow_agents.skills import scenes
+from aiflow_agents.skills.scenes import CELL, CELLS, SEEN, SIDE, VIEW
 
-CAMERAS, PATCHES = len(CORNERS), VIEW * VIEW
+CAMERAS, PATCHES = len(scenes.CAMERAS), VIEW * VIEW
 
 
 class Front(nn.Module):
-    """From pixels to the width of the decoder: a projection of each patch, with what its place in the picture and its camera add."""
+    """From pixels to the width of the decoder: a projection of each patch, and what its place in the picture of its camera adds.
+
+    Cameras know where they look: patches that show the same place begin alike.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.patch = nn.Linear(CELL * CELL * 3, width)
-        self.place_embed, self.camera_embed = nn.Embedding(PATCHES, width), nn.Embedding(CAMERAS, width)
-        for part in (self.place_embed, self.camera_embed):
-            nn.init.normal_(part.weight, std=0.5)  # as large as what patches give at first: who asks for a place must find it
+        cells, cameras = torch.randn(CELLS, width), torch.randn(CAMERAS, width)
+        self.place_embed = nn.Embedding(CAMERAS * PATCHES, width)
+        with torch.no_grad():  # as large as what patches give at first: who asks for a place must find it
+            self.place_embed.weight.copy_(0.5 * (cells[SEEN.flatten()] + cameras.repeat_interleave(PATCHES, 0)))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[scenes, cameras, 24, 24, 3] -> [scenes, cameras, 9, width]."""
         patches = pictures.float().div(127.5).sub(1).unflatten(2, (VIEW, CELL)).unflatten(4, (VIEW, CELL))  # [n, cameras, 3, 8, 3, 8, 3]
         patches = patches.transpose(3, 4).flatten(4).flatten(2, 3)  # [n, cameras, 9, 192]
-        return self.patch(patches) + self.place_embed.weight + self.camera_embed.weight[:, None]
+        return self.patch(patches) + self.place_embed.weight.unflatten(0, (CAMERAS, PATCHES))
 
 
 def add_front(model: Any, layer: int) -> None:

@@ -170,7 +170,7 @@ class Training:
         return {k: v.clone() for k, v in self._tensors().items()}, dict(self.state)
 
     def _step(self, batch: Batch, phase: Phase) -> None:
-        done = self.state["tokens"] / phase.tokens
+        done = self.state["tokens"] / (phase.horizon or phase.tokens)
         warm = min(1.0, done / phase.warmup) if phase.warmup else 1.0
         scale = max(warm, 0.02) * (0.02 + 0.98 * 0.5 * (1 + cos(pi * min(done, 1.0))))
         self.optimizers["muon"].param_groups[0]["lr"] = phase.lr * scale

@@ -18,6 +18,7 @@ from typing import Any
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.model import FamilyModel, model_info
 from aiflow_agents.skills.questions import SKILLS
+from aiflow_agents.skills.scenes import KINDS
 from aiflow_agents.training.card import COUNT, SEED, Memo, card_for, peer_folder, seen
 from aiflow_agents.training.corpus import Heard
 from aiflow_agents.training.heard import collect, collect_answers, load_pool, save_pool
@@ -107,7 +108,8 @@ class Nursery:
         if recipe.vision:
             from aiflow_agents.training.sight_card import sight_card
 
-            return sight_card(self.out / recipe.name, recipe, seen(self.work / recipe.name), count=count_per_skill * 7, seed=seed, command=command)
+            trained, count = seen(self.work / recipe.name), count_per_skill * len(KINDS)
+            return sight_card(self.out / recipe.name, recipe, trained, count=count, seed=seed, command=command)
         return card_for(
             self.out / recipe.name, recipe, self.work, peers=self.peers, count_per_skill=count_per_skill, seed=seed,
             command=command, memo=self._memo, note=self.note,

@@ -60,7 +60,8 @@ class Phase(Strict):
     whose names are drawn anew for every question, where they are right, wrong and silent as they really are.
     A share `alone` of the questions is asked without anything heard; the others come with the answers of `least` peers or more, and with `sure` also
     with how sure each was, calibrated: `296~97`.
-    `skills`: instead of the recipe's own, in this phase.
+    `skills`: instead of the recipe's own, in this phase. `horizon`: the learning rate falls as if the phase had so many tokens, where it ends before
+    it has come down, and the next phase goes on from there.
     """
 
     kind: Literal["answer", "hear", "recall", "ask"]
@@ -74,6 +75,7 @@ class Phase(Strict):
     least: Positive = 1
     sure: bool = False
     skills: Skills | None = None
+    horizon: Positive | None = None
 
     @model_validator(mode="after")
     def _peers(self) -> Phase:
@@ -84,11 +86,13 @@ class Phase(Strict):
 
 class Vision(Strict):
     """What makes a model see: the layer from which all cameras are read together, how many questions are asked about a scene in training, and in
-    what share of scenes some of the cameras are missing, so that it learns to say what it can from those that are left."""
+    what share of scenes some of the cameras are missing, so that it learns to say what it can from those that are left. `captions`: with how many
+    letters for each place a camera learns to say what it sees, and the edge to read that."""
 
     layer: Positive
     questions: Positive = 6
     missing: float = Field(0.4, ge=0, le=1)
+    captions: tuple[Annotated[int, Field(gt=0, le=9)], ...] = ()
 
 
 class Recipe(Strict):

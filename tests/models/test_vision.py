@@ -14,15 +14,16 @@ from aiflow_agents.errors import ConfigError
 from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.model import FamilyModel, model_info
 from aiflow_agents.models.protocol import CallError, Reply, Request, Sampling, Turn, Want
-from aiflow_agents.skills.scenes import KINDS, draw, exam, pictures
+from aiflow_agents.skills import captions
+from aiflow_agents.skills.scenes import CAMERAS, KINDS, draw, exam, pictures
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.training.sight import SightTrainer, features_of, states_of
-from aiflow_agents.training.tokenizer import prompt_ids
+from aiflow_agents.training.sight import SightTrainer, captions_heard, captions_said, features_of, joined, read, states_of
+from aiflow_agents.training.tokenizer import EOS, encode, prompt_ids
 from aiflow_agents.wire.picture import Picture
 
 RECIPE: dict[str, Any] = {
     "name": "mole", "description": "Hardly sees.", "architecture": "qwen3", "tier": "edge", "seed": 3, "skills": dict.fromkeys(KINDS, 1.0),
-    "size": {"width": 32, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64}, "vision": {"layer": 1, "questions": 2},
+    "size": {"width": 32, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64}, "vision": {"layer": 1, "questions": 2, "captions": [1, 2]},
     "phases": [{"kind": "answer", "tokens": 1000, "batch": 16}],
 }  # fmt: skip
 
@@ -99,6 +100,45 @@ def test_a_question_is_blind_for_the_others(trainer: SightTrainer, views: list[l
             assert torch.allclose(together[:, i : i + 1], states_of(trainer.model, both[:, i : i + 1], seen, there, 1), atol=1e-5)
 
 
+def test_what_a_camera_says_is_as_in_training(mole: FamilyModel, trainer: SightTrainer, views: list[list[Picture]]) -> None:
+    """Letter by letter: each is what training holds likeliest behind those before it."""
+    for camera in (0, 3):
+        (reply,) = mole.generate([Request((Turn("user", captions.see(2)),), 18, picture=views[1][camera])])
+        assert isinstance(reply, Reply) and len(reply.token_ids) > 1
+        prompt = prompt_ids(captions.see(2))
+        pixels = torch.from_numpy(np.stack([picture.pixels for picture in views[1]]))[None]
+        with torch.no_grad():
+            own = features_of(trainer.model, pixels, 1).unflatten(1, (4, 9))[:, camera]
+            ids, places = torch.tensor([[prompt + list(reply.token_ids[:-1])]]), camera * 9 + torch.arange(9)[None]
+            states, _ = joined(trainer.model, ids, own, torch.ones(1, 9, dtype=torch.bool), 1, places=places)
+            scores = torch.log_softmax(trainer.model.lm_head(states[0, 0, len(prompt) - 1 :]), -1)  # type: ignore[operator]
+        assert reply.token_ids == tuple(scores.argmax(-1).tolist()) and reply.logprobs == pytest.approx(scores.amax(-1).tolist(), abs=1e-3)
+
+
+def test_what_is_read_of_captions_is_as_in_training(mole: FamilyModel, trainer: SightTrainer) -> None:
+    """Several questions behind one set of captions, each as if it were asked alone, and by the chat template."""
+    kinds = np.random.default_rng(5).integers(0, 17, (1, 4, 9, 2))
+    heard, last = captions_heard(kinds)
+    said = tuple(Turn("user", captions.spell(kinds[0, camera]), name) for camera, name in enumerate(CAMERAS))
+    texts = ["red?", "all?", "r-b?"]
+    asked = [Request((*said, Turn("user", text)), 1) for text in texts]
+    assert [mole.chat.prompt(request.messages) for request in asked] == [heard[0].tolist() + prompt_ids(text)[1:] for text in texts]
+    assert mole.chat.text(heard[0, last].tolist()) == "".join(captions.LETTERS[kind] for kind in kinds[0, :, :, -1].flatten())
+    with torch.no_grad():
+        states, _ = read(trainer.model, torch.tensor([[prompt_ids(text)[1:] for text in texts]]), heard, 2)
+        scores = torch.log_softmax(trainer.model.lm_head(states[0, :, -1]), -1)  # type: ignore[operator]
+    for reply, row in zip(mole.generate(asked), scores, strict=True):
+        assert isinstance(reply, Reply) and reply.token_ids == (int(row.argmax()),) and reply.logprobs == pytest.approx([float(row.max())], abs=1e-3)
+
+
+def test_captions_are_learned_as_they_are_said_and_heard() -> None:
+    kinds = np.arange(18).reshape(1, 9, 2) % 17
+    ids, targets = captions_said(kinds)
+    begin = len(prompt_ids(captions.see(2))) - 1
+    assert ids[0, : begin + 1].tolist() == prompt_ids("see2?") and (targets[0, :begin] == -100).all()
+    assert targets[0, begin:].tolist() == [*encode(captions.spell(kinds[0])), EOS] and ids[0, begin + 1 :].tolist() == targets[0, begin:-1].tolist()
+
+
 def test_rows_do_not_know_each_other(mole: FamilyModel, views: list[list[Picture]]) -> None:
     """Bit for bit the same in any batch: alone, or among many others."""
     asked = [ask(text, picture=picture) for scene in views for picture in scene for text in ("red?", "lime?", "most?", "at a1?")]
@@ -158,6 +198,7 @@ def test_a_folder_says_what_it_sees(mole: FamilyModel, trainer: SightTrainer, tm
 
 def test_training_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiflow_agents.training.sight.CHUNK", 32)
+    monkeypatch.setattr("aiflow_agents.training.sight.UNREAD", 0.0)
     recipe = Recipe.model_validate({**RECIPE, "travel_noise": 0.2})
     straight = SightTrainer(recipe, tmp_path / "a")
     losses: list[float] = []

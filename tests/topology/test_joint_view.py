@@ -133,6 +133,34 @@ def test_placebos_say_nothing_and_weigh_the_same(team: Team, tasks: list[Task]) 
     assert "dev split" in (run(team, joint(placebo="other"), tasks[:1])[0].error or "")
 
 
+def test_captions_are_made_once_a_scene_and_read_before_each_question(team: Team, mole: Path, tasks: list[Task]) -> None:
+    """By the model itself, without a runtime; the agreed question is not sent, and cameras never hear the real one."""
+    from aiflow_agents.models.family.model import FamilyModel
+    from aiflow_agents.models.protocol import Reply, Request, Turn
+
+    model, memory = FamilyModel.load(mole), Memory()
+    results = run(team, joint(send="captions", letters=2), tasks, memory=memory)
+    assert memory.executed == 2 * 4 + 6
+    names = [agent.name for agent in team if agent.role == "camera"]
+    for task, result in zip(tasks, results, strict=True):
+        looks = [Request((Turn("user", "see2?"),), 18, picture=message.picture) for message in task.inputs.values()]
+        said = [Turn("user", reply.text, name) for reply, name in zip(model.generate(looks), names, strict=True) if isinstance(reply, Reply)]
+        (reply,) = model.generate([Request((*said, Turn("user", task.question)), 3)])
+        assert isinstance(reply, Reply) and (result.error, result.text) == (None, reply.text.strip())
+        moves = [span for span in result.spans if span.kind == "move"]
+        assert sorted(span.who for span in moves if span.who in CAMERAS) == sorted(CAMERAS)
+        assert all(span.nbytes < 18 + 40 and span.to == "edge" for span in moves if span.who in CAMERAS)
+        assert {span.to for span in moves if span.who == "user"} == {"edge"}
+
+    class Dev:
+        tasks: list[Task] = []
+
+    Dev.tasks = tasks[3:4]
+    other = joint(send="captions", letters=2, placebo="other").fit(Dev())
+    swapped = [Task(task.id, task.question, inputs=tasks[3].inputs) for task in tasks[:3]]
+    assert [r.text for r in run(team, other, tasks[:3])] == [r.text for r in run(team, joint(send="captions", letters=2), swapped)]
+
+
 def test_text_mode_sends_answers_alone(team: Team, tasks: list[Task]) -> None:
     (result,) = run(team, joint(send="text"), tasks[:1])
     sent = [span for span in result.spans if span.kind == "move" and span.who in CAMERAS]

@@ -20,7 +20,7 @@ from aiflow_agents.wire.picture import Picture
 
 RECIPE: dict[str, Any] = {
     "name": "mole", "description": "Hardly sees.", "architecture": "qwen3", "tier": "edge", "seed": 3, "skills": {"at": 1.0},
-    "size": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64}, "vision": {"layer": 1, "questions": 2},
+    "size": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64}, "vision": {"layer": 1, "questions": 2, "captions": [1, 2]},
     "phases": [{"kind": "answer", "tokens": 30000, "batch": 16}],
 }  # fmt: skip
 
@@ -41,17 +41,33 @@ def mole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_card_says_what_was_measured(mole: Path) -> None:
     card = json.loads((mole / "card.json").read_text())
     model = FamilyModel.load(mole)
-    tasks, views = exam(list(KINDS), "test", 42, 4)
+    tasks, views = exam(list(KINDS), "test", 54, 4)
     asked = [Request((Turn("user", task.text),), 16, picture=Picture(views[task.scene][2], 2)) for task in tasks]
     right = sum(isinstance(reply, Reply) and reply.text.strip() == task.answer for task, reply in zip(tasks, model.generate(asked), strict=True))
     third = card["measured"]["fewer"]["camera 2 alone"]["overall"]
-    assert (third["right"], third["asked"]) == (right, 42)
+    assert (third["right"], third["asked"]) == (right, 54)
     whole = card["measured"]["alone"]
     assert set(whole) == {"overall", *KINDS} and whole["overall"]["right"] == sum(whole[kind]["right"] for kind in KINDS) > 0
     assert card["trained"]["total_tokens"] >= 30000 and card["weights_hash"] == model.info.weights_hash
+    told = card["measured"]["told"]["captions, letters a place: 2"]["overall"]
+    assert (told["right"], told["asked"]) == (_told(model, tasks, views), 54)
     text = (mole / "README.md").read_text()
     assert f"| all cameras | {whole['overall']['accuracy']:.1%}" in text and f"{card['parameters']:,} parameters" in text
     assert card["parameters"] == sum(p.numel() for p in _trained(mole))
+
+
+def _told(model: FamilyModel, tasks: list[Any], views: Any) -> int:
+    """Right answers where it reads what it has said of each picture, one question at a time."""
+    right = 0
+    for task in tasks:
+        said = []
+        for camera, name in enumerate(("north", "east", "south", "west")):
+            (reply,) = model.generate([Request((Turn("user", "see2?"),), 18, picture=Picture(views[task.scene][camera], camera))])
+            assert isinstance(reply, Reply)
+            said.append(Turn("user", reply.text, name))
+        (reply,) = model.generate([Request((*said, Turn("user", task.text)), 16)])
+        right += isinstance(reply, Reply) and reply.text.strip() == task.answer
+    return right
 
 
 def _trained(folder: Path) -> list[Any]:
@@ -69,8 +85,9 @@ def test_codecs_of_features_are_fitted_by_command_and_weigh_less(mole: Path, cap
 
     assert main(["calibrate", str(mole), "--calibration", "400", "--display", "none"]) == 0
     model = FamilyModel.load(mole)
-    assert {codec.name for codec in model.info.codecs} == {"klt", "int8", "int4", "merge"}
+    assert {codec.name for codec in model.info.codecs} == {"klt", "coarse", "int8", "int4", "merge"}
+    assert sent(model, "coarse") < 0.5 * sent(model, "klt")
     assert sent(model, "int4") < 0.6 * sent(model, "int8") and sent(model, "klt") < 0.55 * sent(model, "float16")
     assert model.courier.codec("int8").fingerprint == fit("int8", feature_sample(model, 100, 0)).fingerprint
-    assert measure_sight(model, count=42, codec="int8") and sent(model, "int8") < 0.6 * sent(model, "float16")
+    assert measure_sight(model, count=54, codec="int8") and sent(model, "int8") < 0.6 * sent(model, "float16")
     assert main(["calibrate", str(mole), "--lower"]) == 2 and "fitted on scenes" in capsys.readouterr().err

@@ -57,6 +57,21 @@ def straight(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
+def test_a_phase_with_a_horizon_is_the_beginning_of_a_longer_one(tiny: Recipe, tmp_path: Path) -> None:
+    """Weight by weight the same as the longer one at that chunk; and shorter without it is something else."""
+    first = tiny.phases[0]
+    ends: list[dict[str, torch.Tensor]] = []
+    for tokens, horizon in ((4800, None), (1500, 4800), (1500, None)):
+        phase = first.model_copy(update={"tokens": tokens, "horizon": horizon})
+        trainer = Trainer(tiny, tmp_path / f"{tokens}-{horizon}", phases=[phase])
+        weights: list[dict[str, torch.Tensor]] = []
+        trainer.run(lambda at, trainer=trainer, weights=weights: weights.append({k: v.clone() for k, v in trainer.model.state_dict().items()}))  # type: ignore[misc]
+        ends.append(weights[1])
+        assert tokens == 4800 or len(weights) == 2
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+
+
 def killing(at: int, seen: list[Progress]) -> Any:
     def progress(now: Progress) -> None:
         seen.append(now)

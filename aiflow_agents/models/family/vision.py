@@ -37,10 +37,10 @@ class Seen:
 class Eyes:
     """The vision front of a loaded model, and the two ways to run its layers."""
 
-    def __init__(self, config: VisionConfig, engine: Engine, patch: Tensor, bias: Tensor, places: Tensor, cameras: Tensor):
+    def __init__(self, config: VisionConfig, engine: Engine, patch: Tensor, bias: Tensor, places: Tensor):
         self.config, self.engine, self.decoder = config, engine, engine.decoder
-        # [width, numbers], [width], [patches, width], [cameras, width]
-        self.patch, self.bias, self.places, self.cameras = patch, bias, places, cameras
+        # [width, numbers], [width], [cameras, patches, width]
+        self.patch, self.bias, self.places = patch, bias, places.view(config.cameras, config.patches, -1)
 
     @classmethod
     def load(cls, path: str | Path, engine: Engine) -> Eyes:
@@ -49,8 +49,8 @@ class Eyes:
         assert c.vision is not None
         with ExitStack() as stack:
             take, v = _Reader(path, stack).take, c.vision
-            shapes = {"patch.weight": (c.width, v.numbers), "patch.bias": (c.width,), "place_embed.weight": (v.patches, c.width)}
-            found = [take(f"vision.{name}", *shape).float() for name, shape in (shapes | {"camera_embed.weight": (v.cameras, c.width)}).items()]
+            shapes = {"patch.weight": (c.width, v.numbers), "patch.bias": (c.width,), "place_embed.weight": (v.cameras * v.patches, c.width)}
+            found = [take(f"vision.{name}", *shape).float() for name, shape in shapes.items()]
         return cls(v, engine, *found)
 
     @torch.inference_mode()
@@ -64,7 +64,7 @@ class Eyes:
             side = v.size // v.patch
             patches = pixels.unflatten(1, (side, v.patch)).unflatten(3, (side, v.patch)).transpose(2, 3).reshape(len(filled), v.patches, v.numbers)
             hidden = torch.addmm(self.bias, patches.flatten(0, 1), self.patch.t()).view(len(filled), v.patches, -1)
-            hidden = (hidden + self.places + self.cameras[[picture.camera for picture in filled]][:, None]).to(self.decoder.dtype)
+            hidden = (hidden + self.places[[picture.camera for picture in filled]]).to(self.decoder.dtype)
             blocks = range(v.layer)
             cache = Cache.new(self.decoder.config, len(filled), _up(v.patches, STEP), self.decoder.dtype, blocks)
             states = self.decoder.run(hidden, cache, self._span(0, torch.arange(v.patches), v.patches), blocks)
