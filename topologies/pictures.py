@@ -18,9 +18,9 @@ from aiflow_agents.wire.message import Message, bring
 
 
 class Pictures(Topology):
-    """`budget`: bytes that a picture's frame may have, by which its quality is chosen; 0 sends its pixels as they are. `layer` as in joint-view."""
+    """`picture_bytes`: bytes that a picture's frame may have, by which its quality is chosen; 0 sends its pixels as they are. `layer` as in joint-view."""
 
-    budget: int = Field(default=100, ge=0)
+    picture_bytes: int = Field(default=100, ge=0)
     layer: int = 2
     needs = Needs(members=2, roles=("camera", "edge"), capabilities=frozenset({"vision"}), one_family=True)
 
@@ -29,7 +29,7 @@ class Pictures(Topology):
         if any(camera.node not in task.inputs for camera in cameras):
             raise UnmetNeed("topology 'pictures' needs a picture at every camera's node: `aiflow eval open-views` has some")
         seen = [task.inputs[camera.node] for camera in cameras]
-        arrived = await bring([picture.jpeg(self.budget) if self.budget else picture for picture in seen], edge.node)
+        arrived = await bring([picture.jpeg(self.picture_bytes) if self.picture_bytes else picture for picture in seen], edge.node)
         want = Want(self.layer, "float32")  # from the edge to the edge: nothing travels
         features = await gather(edge.ask("", want=want, max_tokens=0, sees=picture) for picture in arrived)
         return await edge.ask(task.question, features=[message.as_("hidden") for message in features])

@@ -80,7 +80,7 @@ def bench_views(folder: Path, asked: Views | None, *, runtime: str = "inline", m
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(told, json.dumps(asked._asdict(), indent=2) + "\n")
     team, codecs = _team(folder, suite, asked, watch)
-    patterns = [{"joint-view": {"codec": stem}} for stem in codecs] + [{"pictures": {"budget": budget}} for budget in asked.budgets]
+    patterns = [{"joint-view": {"codec": stem}} for stem in codecs] + [{"pictures": {"picture_bytes": budget}} for budget in asked.budgets]
     patterns += [{name: dict(parameters)} for name, parameters in (*asked.texts, ALONE)]
     run = folder / "run"
     begun = (run / "config.json").exists()
@@ -148,7 +148,7 @@ def curve(run: Path, codecs: Mapping[str, str], margin: float = 0.02) -> dict[st
         coded = name == "joint-view" and set(parameters) == {"codec"}
         kind = "features" if coded else "jpeg" if name == "pictures" else "text"
         said = ", ".join(f"{key}={value}" for key, value in parameters.items())
-        what = codecs[parameters["codec"]] if coded else f"{parameters['budget']} bytes" if kind == "jpeg" else said
+        what = codecs[parameters["codec"]] if coded else f"{parameters['picture_bytes']} bytes" if kind == "jpeg" else said
         nbytes = (arm["wire_bytes"] - alone) / cameras
         low, high = arm["ci95"]
         points.append(Point(arm_name(path, parameters), kind, what, nbytes, arm["accuracy"], (low, high)))

@@ -95,7 +95,8 @@ def crew(network: int) -> Team:
 @cache
 def tasks() -> list[Task]:
     asked, views = exam(["colour", "at"], "dev", 3, 1)
-    return [Task(f"t{i}", q.text, q.answer, (), at_cameras(views[q.scene], ("tablet", "laptop", "pi", "jetson"))) for i, q in enumerate(asked)]
+    places, open_ = ("tablet", "laptop", "pi", "jetson"), ("answer", "features", "picture")
+    return [Task(f"t{i}", q.text, q.answer, inputs=at_cameras(views[q.scene], places, open_)) for i, q in enumerate(asked)]
 
 
 @cache
@@ -114,7 +115,7 @@ def run(name: str, network: int, task: int, budget: Budget | None = None) -> Any
     topology, team = pattern(name), crew(network)
     topology.check(team)
     results: list[Any] = []
-    asked = tasks()[task] if name == "joint-view" else replace(tasks()[task], inputs={})
+    asked = tasks()[task] if name in ("joint-view", "pictures") else replace(tasks()[task], inputs={})
     job = Job(name, topology, asked, team, traced=True)
     run_jobs([job], Pretenders(), Memory(), results.append, seed=5, budget=budget)
     assert results[0].error is None

@@ -25,7 +25,7 @@ def tasks() -> list[Task]:
 
 def run(tasks: list[Task], budget: int) -> list[Result]:
     found: dict[str, Result] = {}
-    team, topology = Team.load("partial-views"), load_topology("pictures", {"budget": budget})
+    team, topology = Team.load("partial-views"), load_topology("pictures", {"picture_bytes": budget})
     run_jobs([Job("x", topology, task, team, traced=True) for task in tasks], InlineHosts(), Memory(), lambda one: found.update({one.job.task.id: one}))
     return [found[task.id] for task in tasks]
 
