@@ -18,7 +18,7 @@ from aiflow_agents.wire.message import Message, bring
 
 
 class Pictures(Topology):
-    """`picture_bytes`: bytes that a picture's frame may have, by which its quality is chosen; 0 sends its pixels as they are. `layer` as in joint-view."""
+    """`picture_bytes`: what its frame may weigh, which decides its quality; 0 sends the pixels as they are. `layer` as in joint-view."""
 
     picture_bytes: int = Field(default=100, ge=0)
     layer: int = 2
