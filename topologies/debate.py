@@ -9,7 +9,7 @@
 from pydantic import NonNegativeInt
 
 from aiflow_agents.errors import OverBudget
-from aiflow_agents.net.together import gather, within_budget
+from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology
@@ -32,7 +32,7 @@ class Debate(Topology):
 
     async def run(self, task: Task, team: Team) -> Message:
         audience = hears(self.graph, list(team.agents))
-        drafts = {said.author: said for said in await within_budget(agent.ask(task.question) for agent in team)}
+        drafts = {said.author: said for said in await team.ask(task.question, partial=True)}
         for _ in range(self.rounds):
             heard = {name: [drafts[other] for other in audience[name] if other in drafts] for name in team.agents}
             try:

@@ -3,7 +3,6 @@
     a, b, c -> vote at home
 """
 
-from aiflow_agents.net.together import within_budget
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology
@@ -15,4 +14,4 @@ class Majority(Topology):
     needs = Needs(members=2)
 
     async def run(self, task: Task, team: Team) -> Message:
-        return await majority(await within_budget(agent.ask(task.question) for agent in team), at=team.home)
+        return await majority(await team.ask(task.question, partial=True), at=team.home)

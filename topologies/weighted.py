@@ -3,7 +3,6 @@
     a 0.9, b 0.4, c 0.3 -> the answer least likely to have only mistaken supporters
 """
 
-from aiflow_agents.net.together import within_budget
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology
@@ -18,4 +17,4 @@ class Weighted(Topology):
     needs = Needs(members=2, capabilities=frozenset({"logprobs"}))
 
     async def run(self, task: Task, team: Team) -> Message:
-        return await self.decide(await within_budget(agent.ask(task.question) for agent in team), at=team.home)
+        return await self.decide(await team.ask(task.question, partial=True), at=team.home)

@@ -18,7 +18,7 @@ from aiflow_agents.models.http import Endpoint
 from aiflow_agents.models.protocol import Sampling, Shape
 from aiflow_agents.net.cost import named_shape
 from aiflow_agents.net.network import Network
-from aiflow_agents.net.together import gather
+from aiflow_agents.net.together import gather, within_budget
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.wire.message import Message
@@ -193,9 +193,13 @@ class Team:
         """The same team, of whose texts the answers are found so."""
         return replace(self, agents={name: replace(agent, extract=extract) for name, agent in self.agents.items()})
 
-    async def ask(self, question: str | Message, **options: Any) -> list[Message]:
-        """Ask every member the same, at once. Raises the first member's error after all have answered."""
-        return await gather(agent.ask(question, **options) for agent in self)
+    async def ask(self, question: str | Message, *, partial: bool = False, **options: Any) -> list[Message]:
+        """Ask every member the same, at once. Raises the first member's error after all have answered.
+
+        `partial`: without those for whom the task's budget is not enough, unless it is enough for none.
+        """
+        asked = (agent.ask(question, **options) for agent in self)
+        return await within_budget(asked) if partial else await gather(asked)
 
     async def run(self, topology: Any, question: str, **options: Any) -> Result:
         """Ask the team one question through a topology. Loads the models at first use; see `runtime.run.ask` for the options."""
