@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape, Turn
+from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape, Turn, beyond_text
 
 if TYPE_CHECKING:
     import httpx
@@ -92,7 +92,7 @@ class HttpModel:
     def _answer(self, request: Request) -> Reply | CallError:
         import httpx
 
-        if lacking := _beyond(request):
+        if lacking := beyond_text(request):
             return CallError("refused", f"{self.info.name} is behind an HTTP endpoint, which cannot {lacking}")
         body, ends, why, tries = self._body(request), time.monotonic() + self.endpoint.deadline_s, "", 0
         for attempt in range(self.endpoint.retries + 1):
@@ -159,20 +159,6 @@ class HttpModel:
 def spoken(turn: Turn) -> str:
     """A turn as those hear it whose template knows no names: `oak: 296`."""
     return f"{turn.name}: {turn.content}" if turn.name else turn.content
-
-
-def _beyond(request: Request) -> str:
-    """What of a request no endpoint can do."""
-    asked = {
-        "choose an exit": request.exit is not None,
-        "run at a smaller rank": request.keep is not None,
-        "give hidden states": request.want is not None,
-        "go on from hidden states": bool(request.parcels),
-        "go on from tokens": bool(request.begin),
-        "stop where it is not sure": request.top is not None,
-        "see": request.picture is not None,
-    }
-    return next((what for what, wanted in asked.items() if wanted), "")
 
 
 def _said(response: httpx.Response) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.http import spoken
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape
+from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape, beyond_text
 
 BATCH = 16  # prompts that run together, padded on the left
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -35,11 +35,11 @@ def folder_of(model: str) -> Path:
         raise UserError(f"model '{model}' {why}; give a folder, or go online once") from None
 
 
-def hub_info(model: str, dtype: str = "float32") -> ModelInfo:
-    """What a model is, from its files; loads no weights. Raises `UserError` for one that cannot be used."""
+def hub_info(model: str, dtype: str = "float32", folder: Path | None = None) -> ModelInfo:
+    """What a model is, from its files (in `folder`, where that is known); loads no weights. Raises `UserError` for one that cannot be used."""
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not known; expected one of {', '.join(DTYPES)}")
-    folder = folder_of(model)
+    folder = folder or folder_of(model)
     weights, tokenizer = hashlib.sha256(dtype.encode()), hashlib.sha256()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -118,7 +118,8 @@ class HubModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        info, folder = hub_info(model, dtype), folder_of(model)
+        folder = folder_of(model)
+        info = hub_info(model, dtype, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
         if not tokenizer.chat_template:
             raise UserError(f"model '{model}' has no chat template; a member is spoken to in turns")
@@ -149,8 +150,8 @@ class HubModel:
     def _prompt(self, request: Request) -> list[int] | CallError:
         import jinja2
 
-        if request.exit is not None or request.keep is not None or request.want or request.parcels or request.begin or request.top or request.picture:
-            return CallError("refused", f"{self.info.name} runs on transformers, which gives text and its probabilities and nothing else")
+        if lacking := beyond_text(request):
+            return CallError("refused", f"{self.info.name} runs on transformers, where it cannot {lacking}")
         turns = [{"role": turn.role, "content": turn.content if self._names else spoken(turn)} for turn in request.messages]
         if self._names:
             turns = [turn | ({"name": given.name} if given.name else {}) for turn, given in zip(turns, request.messages, strict=True)]

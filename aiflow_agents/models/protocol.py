@@ -107,6 +107,21 @@ class Request:
         return self.features if self.parcel is None else (self.parcel, *self.features)
 
 
+def beyond_text(request: Request) -> str:
+    """What a request asks for that a backend which only reads and writes text cannot do, in words; empty where it asks for nothing else."""
+    asked = {
+        "choose an exit": request.exit is not None,
+        "run at a smaller rank": request.keep is not None,
+        "give hidden states": request.want is not None,
+        "go on from hidden states": bool(request.parcels),
+        "go on from tokens": bool(request.begin),
+        "stop where it is not sure": request.top is not None,
+        "see": request.picture is not None,
+        "say how likely a given text is": bool(request.score),
+    }
+    return next((what for what, wanted in asked.items() if wanted), "")
+
+
 class Pass(NamedTuple):
     """One run of `share` of an exit's blocks over `positions`, the first of which follows `context` others; at `heads` of them the head ran too.
 

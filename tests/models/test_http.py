@@ -192,6 +192,6 @@ def test_an_address_that_is_none_or_holds_a_key_is_refused(url: str) -> None:
 
 def test_what_no_endpoint_can_do_is_refused_by_name(serve: Any) -> None:
     server, model, _ = serve(lambda n, body: answer("42"))
-    replies = model.generate([ask(exit=3), ask(want=Want(2)), ask(begin=(1,))])
-    assert [reply.message.partition("cannot ")[2] for reply in replies] == ["choose an exit", "give hidden states", "go on from tokens"]
+    replies = model.generate([ask(exit=3), ask(want=Want(2)), ask(begin=(1,)), ask(score="42")])
+    assert [reply.message.partition("cannot ")[2] for reply in replies] == ["choose an exit", "give hidden states", "go on from tokens", "say how likely a given text is"]
     assert not server.asked

@@ -74,9 +74,9 @@ def test_a_sampled_answer_depends_on_its_seed_and_not_on_its_company(both: Any) 
 def test_what_cannot_be_answered_fails_alone(both: Any) -> None:
     model = both[0]
     long = Request((Turn("user", "1+" * 300),))
-    found = model.generate([*questions(1), long, Request((Turn("system", "be brief"),)), Request((Turn("user", "1"),), want=Want(1))])
+    found = model.generate([*questions(1), long, Request((Turn("system", "be brief"),)), Request((Turn("user", "1"),), want=Want(1)), Request((Turn("user", "1"),), score="2")])
     assert isinstance(found[0], Reply)
-    assert [found[i].kind for i in (1, 2, 3)] == ["too-long", "refused", "refused"]
+    assert [found[i].kind for i in (1, 2, 3, 4)] == ["too-long", "refused", "refused", "refused"]
     assert all(isinstance(error, CallError) for error in found[1:]) and "without system turns" in found[2].message
 
 
