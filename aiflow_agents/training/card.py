@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiflow_agents.config import dump_yaml
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.confidence import calibrate, told
+from aiflow_agents.models.confidence import told
 from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.export import number_bytes, sizes
 from aiflow_agents.models.family.model import FamilyModel, model_info
@@ -20,7 +20,7 @@ from aiflow_agents.models.family.rank import Keep, spend
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training import recall
-from aiflow_agents.training.heard import MAX_ANSWER, answers, replies
+from aiflow_agents.training.heard import MAX_ANSWER, answers, meaning, replies
 from aiflow_agents.training.inquiry import interview
 from aiflow_agents.training.readme import decomposed_readme, grown_readme, readme
 from aiflow_agents.training.recipe import Recipe
@@ -126,8 +126,7 @@ def card_for(
 def _meant(peer: Model, skills: Sequence[str], seed: int, found: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Answers with their probabilities, calibrated on dev questions."""
     questions = exam(skills, COUNT // 3, "dev", seed)
-    tried = replies(peer, questions)
-    meant = calibrate([p for _, p in tried], [text == q.answer for (text, _), q in zip(tried, questions, strict=True)])
+    meant = meaning(replies(peer, questions), questions)
     return [(text, meant(p)) for text, p in found]
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.confidence import calibrate
+from aiflow_agents.models.confidence import Calibration, calibrate
 from aiflow_agents.models.protocol import GREEDY, Model, Reply, Request, Sampling, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training.corpus import Heard
@@ -33,6 +33,11 @@ def replies(
     return [(reply.text.strip(), math.exp(math.fsum(reply.logprobs or ()))) if isinstance(reply, Reply) else ("", 0.0) for reply in made]
 
 
+def meaning(said: Sequence[tuple[str, float]], questions: Sequence[Question]) -> Calibration:
+    """What the probabilities of these greedy answers, one to each question, mean."""
+    return calibrate([p for _, p in said], [text == q.answer for (text, _), q in zip(said, questions, strict=True)])
+
+
 def collect(
     peers: Mapping[str, Model], skills: Mapping[str, float], count: int, seed: int, note: Callable[[str], None] = lambda _: None
 ) -> list[Heard]:
@@ -49,7 +54,7 @@ def collect_answers(
     sure: dict[str, list[float]] = {}
     for name, model in peers.items():
         found = replies(model, questions[:greedy])
-        meant = calibrate([p for _, p in found], [text == q.answer for (text, _), q in zip(found, questions, strict=False)])
+        meant = meaning(found, questions[:greedy])
         if greedy is not None:
             found += replies(model, questions[greedy:], sampling=Sampling(1.0), seed=seed)
         said[name], sure[name] = [text for text, _ in found], [round(meant(p), 4) for _, p in found]
