@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from aiflow_agents.evals.suite import load_suites
 from aiflow_agents.evals.trial import DevTrial
 from aiflow_agents.runtime.hosts import Hosts, InlineHosts
 from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.run import Job, Result, run_jobs
+from aiflow_agents.runtime.run import Job
 from aiflow_agents.topology.load import load_topology
 
 ALLOWED = 0.05  # of the seeds
@@ -80,12 +81,7 @@ def _about(room: Evaluation) -> dict[str, Any]:
 
 def _judge(room: Evaluation, seed: int, dev: int, tasks: int, hosts: Hosts, memory: Memory) -> dict[str, Any]:
     """One room with the questions of one seed: a line that says which topologies beat the members."""
-
-    def execute(jobs: Sequence[Job]) -> list[Result]:
-        results: dict[int, Result] = {}
-        run_jobs(jobs, hosts, memory, lambda result: results.update({id(result.job): result}), seed=seed)
-        return [results[id(job)] for job in jobs]
-
+    execute = replace(room, seed=seed).executor(hosts, memory, Silence())
     trial = DevTrial(room.team, room.suite.tasks("dev", seed, dev), room.suite.scorer, execute)
     fitted = {name: topology.fit(trial) for name, topology in room.prepare().items() if not topology.control}
     single = {agent.name: load_topology("single", {"member": agent.name}) for agent in room.team}
