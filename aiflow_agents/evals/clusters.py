@@ -125,6 +125,13 @@ def share(found: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> tuple[Any,
     return statistics._plain(low), statistics._plain(high)
 
 
+def accuracy(scores: np.ndarray, cluster: np.ndarray | None) -> tuple[Any, Any]:
+    """Interval for one accuracy: Wilson over tasks, or over what clusters are worth. scores, cluster: [tasks]; None where there are none."""
+    if cluster is None:
+        return statistics.wilson(round(float(scores.sum())), len(scores))
+    return share(sums(scores, cluster), np.bincount(cluster))
+
+
 def _error(total: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean over tasks and its cluster-robust standard error, each [...]."""
     n, tasks = len(size), size.sum()

@@ -119,12 +119,9 @@ def _names(sides: Sequence[Side]) -> list[str]:
 
 
 def _side(name: str, side: Side, table: np.ndarray, seed: int, cluster: np.ndarray | None) -> dict[str, Any]:
-    score, n = table[:, 0], len(table)
+    score = table[:, 0]
     binary = bool(np.isin(score, (0.0, 1.0)).all())
-    if cluster is not None:
-        interval = clusters.share(clusters.sums(score, cluster), np.bincount(cluster))
-    else:
-        interval = statistics.wilson(int(score.sum()), n) if binary else statistics.bootstrap_mean(score, seed)
+    interval = clusters.accuracy(score, cluster) if cluster is not None or binary else statistics.bootstrap_mean(score, seed)
     costs = dict(zip(COSTS, table[:, 1:].mean(axis=0).tolist(), strict=True))
     return {"name": name, "runs": list(side.runs), "arms": list(side.arms), "accuracy": float(score.mean()), "ci95": list(interval), "costs": costs}
 
@@ -133,17 +130,13 @@ def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: i
     """One comparison. first, second: [tasks, 1 + costs], scores and then costs, or scores alone; cluster: [tasks], numbers, or None."""
     x, y = second[:, 0], first[:, 0]
     wins, losses, n = int((x > y).sum()), int((x < y).sum()), len(x)
+    p, ci95 = paired(x, y, seed, cluster)
     if cluster is not None:
-        found = clusters.sums(x - y, cluster)
-        whole = bool(np.isin([x, y], (0.0, 1.0)).all())
-        p = clusters.flips(found) if whole else statistics.paired_permutation(found, np.zeros(len(found)), seed)
-        ci95 = clusters.interval(found, np.bincount(cluster))
-        same = clusters.equivalence(found, np.bincount(cluster), margin)
+        same = clusters.equivalence(clusters.sums(x - y, cluster), np.bincount(cluster), margin)
         first, second = (np.stack([clusters.scaled(column, cluster) for column in side.T], 1) for side in (first, second))
     elif np.isin([x, y], (0.0, 1.0)).all():
-        p, ci95, same = statistics.mcnemar_exact(wins, losses), statistics.tango(wins, losses, n), statistics.equivalence(wins, losses, n, margin)
+        same = statistics.equivalence(wins, losses, n, margin)
     else:
-        p, ci95 = statistics.paired_permutation(x, y, seed), statistics.bootstrap_mean(x - y, seed)
         same = statistics.equivalence_graded(x - y, margin)
     costs: dict[str, Any] = {}
     for i, cost in zip(range(1, first.shape[1]), COSTS, strict=False):
@@ -151,6 +144,19 @@ def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: i
         costs[cost] = None if share is None else {"ratio": share[0], "ci95": list(share[1])}
     return {"delta": float((x - y).mean()), "ci95": list(ci95), "p": p, "wins": wins, "losses": losses, "ties": n - wins - losses,
             "equivalence": {"p": same}, "costs": costs}  # fmt: skip
+
+
+def paired(x: np.ndarray, y: np.ndarray, seed: int, cluster: np.ndarray | None) -> tuple[float, tuple[float, float]]:
+    """p and the interval of the mean of x - y, [tasks] each: exact where scores are right or wrong, by clusters where there are some."""
+    whole = bool(np.isin([x, y], (0.0, 1.0)).all())
+    if cluster is not None:
+        found = clusters.sums(x - y, cluster)
+        p = clusters.flips(found) if whole else statistics.paired_permutation(found, np.zeros(len(found)), seed)
+        return p, clusters.interval(found, np.bincount(cluster))
+    if whole:
+        wins, losses = int((x > y).sum()), int((x < y).sum())
+        return statistics.mcnemar_exact(wins, losses), statistics.tango(wins, losses, len(x))
+    return statistics.paired_permutation(x, y, seed), statistics.bootstrap_mean(x - y, seed)
 
 
 def _says(row: Mapping[str, Any], alpha: float) -> str:

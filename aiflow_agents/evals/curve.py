@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.evals import statistics
+from aiflow_agents.evals import clusters, statistics
+from aiflow_agents.evals.compare import paired
 from aiflow_agents.evals.evaluate import plan, start_hosts
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.run_folder import CURVES, OK, OVER_BUDGET, RunFolder, Sample, read_config, read_curves, read_summary, write_whole
@@ -119,6 +120,7 @@ class _Ladder:
         kinds = {arm.name: arm.kind for arm in arms} | {RIVAL: "rival"}
         scores: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
         points: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
+        cluster = clusters.numbered([task.cluster for task in self.tasks]) if any(task.cluster for task in self.tasks) else None
         for limit in self.limits:
             at = self._budget(limit)
             rival, member, samples = self._rival(trial, at)
@@ -128,14 +130,14 @@ class _Ladder:
                 scores[arm.name].append(marks)
                 flat = [row for repeats in rows for row in repeats]
                 points[arm.name].append({
-                    "accuracy": float(marks.mean()), "ci95": list(statistics.wilson(round(float(marks.sum())), len(marks))),
+                    "accuracy": float(marks.mean()), "ci95": list(clusters.accuracy(marks, cluster)),
                     "n_over_budget": sum(row[1] for row in flat), "spent": float(np.mean([row[2] for row in flat])),
                     **({"member": member, "samples": samples} if arm.name == RIVAL else {}),
                 })  # fmt: skip
         return {
             "over": self.over, "limits": list(self.limits), "n_tasks": len(self.tasks), "best_member": trial.best_member, "best_topology": best,
             "arms": {name: {"kind": kinds[name], "points": points[name]} for name in kinds},
-            "gains": gains(scores[best], scores[RIVAL], evaluation.seed) if best else [],
+            "gains": gains(scores[best], scores[RIVAL], evaluation.seed, cluster) if best else [],
         }  # fmt: skip
 
     def _budget(self, limit: float) -> Budget:
@@ -181,15 +183,11 @@ def _best(tried: Mapping[Name, Topology], trial: DevTrial) -> Name:
     return max(found, key=lambda name: (found[name][0], -found[name][1]))
 
 
-def gains(own: Sequence[np.ndarray], other: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, Any]]:
-    """One arm's scores minus another's at each limit, paired by task, with the p-values of all limits adjusted by Holm's method."""
+def gains(own: Sequence[np.ndarray], other: Sequence[np.ndarray], seed: int = 0, cluster: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """One arm's scores minus another's at each limit, paired by task (by cluster, where there are some), with p-values adjusted by Holm's method."""
     rows: list[dict[str, Any]] = []
     for a, b in zip(own, other, strict=True):
-        if np.isin([a, b], (0.0, 1.0)).all():
-            wins, losses = int((a > b).sum()), int((a < b).sum())
-            p, ci95 = statistics.mcnemar_exact(wins, losses), statistics.tango(wins, losses, len(a))
-        else:
-            p, ci95 = statistics.paired_permutation(a, b, seed), statistics.bootstrap_mean(a - b, seed)
+        p, ci95 = paired(a, b, seed, cluster)
         rows.append({"delta": float(np.mean(a - b)), "ci95": list(ci95), "p": float(p)})
     for row, p_holm in zip(rows, statistics.holm([row["p"] for row in rows]).tolist(), strict=True):
         row["p_holm"] = p_holm

@@ -26,7 +26,6 @@ from aiflow_agents.evals import clusters, measures, verdict
 from aiflow_agents.evals.capacity import capacities
 from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, Sample
-from aiflow_agents.evals.statistics import wilson
 from aiflow_agents.evals.suite import Suite
 from aiflow_agents.evals.trial import DevTrial, Execute, Settings, chosen, settings
 from aiflow_agents.runtime.budget import Budget
@@ -329,18 +328,13 @@ def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray, cluster: np.n
         return float(np.mean([u[key] for u in usage]))
 
     latency = np.array([u["latency_s"] for u in usage])
-    accuracy = float(scores.mean())
-    if cluster is None:
-        interval = wilson(round(accuracy * len(scores)), len(scores))
-    else:
-        interval = clusters.share(clusters.sums(scores, cluster), np.bincount(cluster))
     return {
         "kind": kind,
         "n": len(samples),
         "n_failed": sum(s["status"] == FAILED for s in samples),
         "n_over_budget": sum(s["status"] == OVER_BUDGET for s in samples),
-        "accuracy": accuracy,
-        "ci95": list(interval),
+        "accuracy": float(scores.mean()),
+        "ci95": list(clusters.accuracy(scores, cluster)),
         "flops": mean("flops"),
         "tokens_in": mean("tokens_in"),
         "tokens_out": mean("tokens_out"),
