@@ -6,6 +6,7 @@ are no independent evidence. Nor are those to tasks of one cluster, where the su
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from aiflow_agents.evals.run_folder import read_samples, read_summary
 from aiflow_agents.evals.verdict import p_text, percent, points
 
 COSTS = {"wire_bytes": "bytes", "flops": "FLOPs", "latency_s": "milliseconds", "energy_j": "joules"}
+COMMA = re.compile(r",(?![^()]*\))")  # one inside brackets belongs to an arm's name
 Key = tuple[str, str]  # a task: its id and its question
 
 
@@ -41,7 +43,7 @@ def read_side(given: str) -> Side:
     runs, arms = [], []
     found: dict[Key, list[list[float]]] = defaultdict(list)
     cluster: dict[Key, str] = {}
-    for part in [given] if Path(given).exists() else given.split(","):
+    for part in [given] if Path(given).exists() else COMMA.split(given):
         path, arm = _split(part.strip())
         summary = read_summary(path)
         arm = arm or (summary["best_topology"] or summary["best_member"])["arm"]

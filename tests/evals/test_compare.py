@@ -164,3 +164,10 @@ def test_clusters_are_the_unit_where_tasks_have_some(tmp_path):
     assert row["p"] > 5 * apart["p"] and row["p"] == pytest.approx(float(fitted.pvalues[0]), abs=0.02)
     assert row["equivalence"]["p"] == pytest.approx(equivalence_graded((x - y).reshape(60, 5).mean(1), 0.02), abs=1e-9)
     assert found["sides"][0]["ci95"][1] - found["sides"][0]["ci95"][0] > 1.3 * (2 * 1.96 * np.sqrt(y.mean() * (1 - y.mean()) / 300))
+
+
+def test_an_arm_may_have_a_comma_in_its_name(tmp_path):
+    arm = "joint-view(send=captions, letters=4)"
+    one, other = (write(tmp_path / name, {arm: coins(20, 0.5, seed)}, best=arm, first=100 * seed) for seed, name in enumerate(("a", "b")))
+    assert read_side(f"{one}:{arm}").arms == (arm,)
+    assert read_side(f"{one}:{arm},{other}:{arm}").arms == (arm, arm)
