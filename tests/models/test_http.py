@@ -44,6 +44,10 @@ class Server:
                     outer.most = max(outer.most, outer._now)
                 try:
                     found = script(number, body)
+                finally:  # before the answer leaves: who has it may ask again at once
+                    with lock:
+                        outer._now -= 1
+                try:
                     if found is None:  # hang up in the middle
                         self.connection.shutdown(socket.SHUT_RDWR)
                         return
@@ -57,9 +61,6 @@ class Server:
                     self.wfile.write(raw)
                 except OSError:
                     pass  # who asked has gone
-                finally:
-                    with lock:
-                        outer._now -= 1
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -166,7 +167,13 @@ def test_what_is_no_answer_is_an_error_and_no_traceback(serve: Any, said: Any) -
 
 
 def test_no_more_ask_at_once_than_is_allowed(serve: Any) -> None:
-    server, model, _ = serve(lambda n, body: time.sleep(0.03) or answer("42"), at_once=3)
+    three = threading.Barrier(3)  # each answer waits until three are asked for
+
+    def script(n: int, body: Any) -> Any:
+        three.wait(30)
+        return answer("42")
+
+    server, model, _ = serve(script, at_once=3)
     assert len(model.generate([ask(Turn("user", str(i))) for i in range(12)])) == 12
     assert server.most == 3
 
