@@ -113,7 +113,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def ray_hosts() -> Iterator[Any]:
     """Two hosts in a Ray of their own, which takes long to start: one for all tests of a file."""
-    from aiflow_agents.runtime.hosts import RayHosts
+    from aiflow_agents.runtime.ray_hosts import RayHosts
 
     started = RayHosts(count=2)
     yield started

@@ -3,7 +3,7 @@
     driver, raylet 0: references and sizes           host a, raylet 1 ==> payload ==> host b, raylet 2
 
 Three raylets on this machine stand for three machines: what raylet 2 does not hold is sent to it by raylet 1, as over a network. The hosts are those
-of an evaluation (`runtime.hosts.StoredShelf`); only their model is one that makes payloads of a given size.
+of an evaluation (`runtime.ray_hosts.StoredShelf`); only their model is one that makes payloads of a given size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from aiflow_agents.errors import AIFlowError
 from aiflow_agents.models.protocol import CallError, Reply, Request, Turn
-from aiflow_agents.runtime.hosts import StoredShelf
+from aiflow_agents.runtime.ray_hosts import StoredShelf
 
 SIZES = 1_000, 100_000, 1_000_000, 10_000_000
 

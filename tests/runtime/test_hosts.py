@@ -114,7 +114,7 @@ def hosts() -> Iterator[Any]:
     """Two hosts in a Ray of their own, which takes long to start: one for all."""
     import ray
 
-    from aiflow_agents.runtime.hosts import RayHosts
+    from aiflow_agents.runtime.ray_hosts import RayHosts
 
     assert not ray.is_initialized()
     listener = logging.Handler(logging.WARNING)
@@ -222,7 +222,7 @@ def test_ctrl_c_is_noticed_while_ray_works(hosts: Any, tmp_path: Path) -> None:
 def test_a_ray_that_was_running_before_is_left_running(hosts: Any) -> None:
     import ray
 
-    from aiflow_agents.runtime.hosts import RayHosts
+    from aiflow_agents.runtime.ray_hosts import RayHosts
 
     RayHosts(count=1).close()
     assert ray.is_initialized() and texts(hosts.generate({"echo": ask("b")})["echo"]) == ["b"]

@@ -13,7 +13,8 @@ from aiflow_agents.errors import PrivacyError, UserError
 from aiflow_agents.evals.rehearsal import rehearse_one
 from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.models.protocol import Want
-from aiflow_agents.runtime.hosts import InlineHosts, RayHosts
+from aiflow_agents.runtime.hosts import InlineHosts
+from aiflow_agents.runtime.ray_hosts import RayHosts
 from aiflow_agents.runtime.inputs import at_cameras
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
