@@ -14,9 +14,9 @@ from aiflow_agents.evals.rehearsal import rehearse_one
 from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.models.protocol import Want
 from aiflow_agents.runtime.hosts import InlineHosts
-from aiflow_agents.runtime.ray_hosts import RayHosts
 from aiflow_agents.runtime.inputs import at_cameras
 from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.ray_hosts import RayHosts
 from aiflow_agents.runtime.run import Job, Result, run_jobs
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
