@@ -26,7 +26,7 @@ WHAT = (
     *("max_tokens_total", "max_flops", "max_bytes", "max_seconds"),
 )
 # how it is done: no run remembers these, so a command that goes on with one says them again
-HOW = ("runtime", "ray_address", "reuse", "require_gain", "display", "json")
+HOW = ("runtime", "ray_address", "place", "host_gpus", "reuse", "require_gain", "display", "json")
 
 
 def evaluate(
@@ -59,6 +59,11 @@ def evaluate(
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Of one task: simulated seconds from home to home.", show_default=False)] = None,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="ray: one host a core; inline: this process.")] = "ray",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.", show_default=False)] = None,
+    place: Annotated[
+        Literal["any", "spread"],
+        typer.Option(help="spread: every member's model is loaded on Ray nodes labelled with its tier (aiflow.tier=device, edge or cloud)."),
+    ] = "any",
+    host_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each host in Ray, such as 0.5; 0 leaves them alone.")] = 0.0,
     log_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("logs"),
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.", show_default=False)] = None,
     config: Annotated[
@@ -118,7 +123,7 @@ def evaluate(
             if resume:
                 compare(resume, plans[0].config)
             return _dry_run([calls_at_most(one) for one in plans], json)
-        for place, one in enumerate(suites):
+        for position, one in enumerate(suites):
             path = resume or new_run_path(log_dir, one.name)
             try:
                 with watcher(display) as watch:
@@ -126,6 +131,8 @@ def evaluate(
                         one,
                         runtime=runtime,
                         ray_address=ray_address,
+                        place=place,
+                        host_gpus=host_gpus,
                         path=path,
                         resume=resume is not None,
                         reuse=reuse or [],
@@ -134,7 +141,7 @@ def evaluate(
                     )
             except KeyboardInterrupt:
                 if (path / "config.json").exists():
-                    raise Interrupted(_go_on(context, path, suites[place + 1 :])) from None
+                    raise Interrupted(_go_on(context, path, suites[position + 1 :])) from None
                 raise
             except Exception as error:
                 full = disk_is_full(error)
@@ -142,7 +149,7 @@ def evaluate(
                 if not (full or ours) or not (path / "config.json").exists():
                     raise
                 what = "the disk is full: free some space" if full else str(error)
-                raise UserError(f"{what}; what was finished is kept, go on with: {_go_on(context, path, suites[place + 1 :])}") from error
+                raise UserError(f"{what}; what was finished is kept, go on with: {_go_on(context, path, suites[position + 1 :])}") from error
             reports.append(report)
             if not json:
                 _show(report)

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.extraction import extraction
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
+from aiflow_agents.runtime.placement import seated
 from aiflow_agents.runtime.scene import stable_hash
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology
 from aiflow_agents.topology.load import load_topology
 
 RUNTIMES = ("inline", "ray")
+PLACES = ("any", "spread")
 Pattern = str | Topology | Mapping[str, Mapping[str, Any]]  # a topology's name or path, a topology, or a name with its parameters
 
 
@@ -182,6 +184,8 @@ def evaluate(
     runtime: str = "inline",
     hosts: Hosts | None = None,
     ray_address: str | None = None,
+    place: str = "any",
+    host_gpus: float = 0.0,
     log_dir: str | Path = "logs",
     path: str | Path | None = None,
     resume: bool = False,
@@ -192,18 +196,28 @@ def evaluate(
     """Run one suite and say whether the team beats its best member.
 
     `team`, `network` and `topologies` default to those the suite names; further options are those of `plan`. `path` is the run folder (default: a new
-    one in `log_dir`); with `resume` it is gone on with. `hosts` may be shared between evaluations, and is then not closed here.
+    one in `log_dir`); with `resume` it is gone on with. `place` "spread" loads members' models on Ray nodes of their tiers (`runtime.placement`), of
+    whose GPUs each host gets `host_gpus`. `hosts` may be shared between evaluations, and is then not closed here.
     Works inside a running event loop (a notebook). Raises `UserError` for anything wrong in names, files or options.
     """
     if runtime not in RUNTIMES:
         raise UnknownName("runtime", runtime, RUNTIMES)
+    if place not in PLACES:
+        raise UnknownName("place", place, PLACES)
+    if place == "spread" and runtime != "ray":
+        raise UserError("place 'spread' is for a Ray cluster: runtime 'ray', with the cluster's ray_address")
     evaluation, known = plan(suite, team, topologies, **options), [_calls(run) for run in reuse]
+    if place == "spread":
+        alone = evaluation.monolith
+        evaluation = replace(evaluation, team=seated(evaluation.team), monolith=seated(alone) if alone else None)
     folder_path, watch = Path(path) if path else new_run_path(Path(log_dir), evaluation.suite.name), watch or Silence()
     with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
         if hosts is None and runtime == "ray":
             watch.stage("starting Ray", 0)
-        used = hosts or start_hosts(runtime, ray_address)
+        used = hosts or start_hosts(runtime, ray_address, host_gpus=host_gpus, note=watch.note)
         try:
+            if place == "spread":
+                used.check([evaluation.team, *([evaluation.monolith] if evaluation.monolith else [])])  # type: ignore[attr-defined]
             summary = evaluation.run(folder, used, memory, watch)
         finally:
             if hosts is None:
@@ -264,7 +278,7 @@ def _calls(run: str | Path) -> Path:
     return path
 
 
-def start_hosts(runtime: str, ray_address: str | None = None) -> Hosts:
+def start_hosts(runtime: str, ray_address: str | None = None, **options: Any) -> Hosts:
     """`open_hosts`, with telemetry off and one line where no cluster is at that address: Ray itself looks for minutes and then ends the process."""
     telemetry_off()
     if runtime != "ray":
@@ -279,7 +293,7 @@ def start_hosts(runtime: str, ray_address: str | None = None) -> Hosts:
 
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         with _patience():
-            return open_hosts(runtime, address=ray_address)
+            return open_hosts(runtime, address=ray_address, **options)
     except BaseException as error:
         if not was_there:
             ray.shutdown()

@@ -103,8 +103,8 @@ class InlineHosts:
         self._shelf = None
 
 
-def open_hosts(runtime: str, *, address: str | None = None) -> Hosts:
-    """`inline` or `ray`."""
+def open_hosts(runtime: str, *, address: str | None = None, host_gpus: float = 0.0, note: Callable[[str], None] = lambda line: None) -> Hosts:
+    """`inline` or `ray`; the rest is for Ray, see `RayHosts`."""
     from aiflow_agents.errors import UnknownName
 
     if runtime == "inline":
@@ -112,5 +112,5 @@ def open_hosts(runtime: str, *, address: str | None = None) -> Hosts:
     if runtime == "ray":
         from aiflow_agents.runtime.ray_hosts import RayHosts
 
-        return RayHosts(address=address)
+        return RayHosts(address=address, host_gpus=host_gpus, note=note)
     raise UnknownName("runtime", runtime, ("inline", "ray"))

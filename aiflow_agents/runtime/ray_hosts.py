@@ -1,22 +1,31 @@
-"""Hosts in Ray: one actor a core. A model's batch is cut into pieces that go to whichever host is free.
+"""Hosts in Ray: one actor a core, anywhere or on the Ray nodes of a tier.
 
-A host that dies is replaced and its piece is done again.
+A model's batch is cut into pieces that go to whichever host is free. A host that dies is replaced and its piece is done again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiflow_agents.errors import AIFlowError
 from aiflow_agents.models.protocol import Model, Reply, Request
 from aiflow_agents.runtime.hosts import Answers, Batches, Bundle, Origins, Shelf
+from aiflow_agents.runtime.placement import NOWHERE, Ground, Seat, anywhere, check, ground, unseat
+
+if TYPE_CHECKING:
+    from aiflow_agents.runtime.team import Team
 
 PIECE = 256  # requests in one piece: large enough for the engine, small enough to share out
+LOOK_S, PATIENCE_S = 1.0, 30.0  # until work goes elsewhere, as the Ray nodes of its tier are gone, or no host starts on them
+GIVE_UP_S = 300.0
+STARTS = 5  # failed ones in a row, of one host
 
 
 class StoredShelf(Shelf):
@@ -50,90 +59,242 @@ def _unpacked(packed: tuple[dict[str, int], Any]) -> Bundle:
 
 
 class RayHosts:
-    """One Ray actor a core (or `count`). A Ray that was running before is never shut down."""
+    """One Ray actor a core (or `count`), or with `host_gpus` as many as get that share of a GPU. A Ray that was running before is never shut down.
 
-    def __init__(self, count: int | None = None, address: str | None = None, load: Callable[[str], Model] | None = None):
+    A model whose key says where (`placement.seated`) is loaded by hosts on Ray nodes of that tier, any other by all. A host that dies is replaced by
+    one in the same place, or anywhere, which `note` is told, where none is left of its tier.
+    """
+
+    def __init__(
+        self,
+        count: int | None = None,
+        address: str | None = None,
+        load: Callable[[str], Model] | None = None,
+        *,
+        host_gpus: float = 0.0,
+        note: Callable[[str], None] = lambda line: None,
+    ):
         import ray
 
-        self._ray, self._load = ray, load
+        self._ray, self._load, self._count, self._host_gpus, self._note = ray, load, count, host_gpus, note
         self._started = not ray.is_initialized()
         if self._started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it would announce its default at every start
             here: dict[str, Any] = {} if address else {"num_cpus": count or _cores(), "include_dashboard": False}
             ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **here)
-        self._count = count or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._actor_class = ray.remote(num_cpus=1, max_restarts=0)(StoredShelf)
         self._origins = Origins()
         self._bundles: dict[str, Any] = {}  # digest -> reference to the bundle that holds it
-        self._actors = [self._new_actor(index) for index in range(self._count)]
+        self._rooms: dict[str, _Room] = {}  # by the options of their ground
+        self._said: set[str] = set()
         self.restarts = 0
+        if not address:
+            self.room(NOWHERE)  # they start while the driver prepares its questions
 
-    def _new_actor(self, index: int) -> Any:
+    def check(self, teams: Sequence[Team]) -> None:
+        """Raises UserError where a member of these has no place in this cluster."""
+        check(teams, self._ray.nodes())
+
+    def room(self, seat: Seat) -> _Room:
+        """The hosts of a seat, made when they are first asked for; other ones, where no living Ray node is of its tier."""
+        place = ground(seat, self._ray.nodes())
+        if place is None:
+            return self.elsewhere(f"no Ray node of the tier '{seat.tier}' is left; its work goes on elsewhere")
+        return self._room(place, seat)
+
+    def _room(self, place: Ground, seat: Seat) -> _Room:
+        key = str(place.options)
+        if key not in self._rooms:
+            room = self._rooms[key] = _Room(seat, place, [])
+            for index in range(self._count or place.hosts(self._host_gpus)):
+                room.hosts.append(_Host(f"{place.name} {index}", room))
+                self.start(room.hosts[-1])
+        return self._rooms[key]
+
+    def elsewhere(self, why: str) -> _Room:
+        """Hosts that run, as they may hold every core that there is; or else new ones anywhere. Says why, once."""
+        if why not in self._said:
+            self._said.add(why)
+            self._note(why)
+        working = [room for room in self._rooms.values() if any(host.runs for host in room.hosts)]
+        return max(working, key=lambda room: len(room.hosts)) if working else self._room(anywhere(self._ray.nodes()), NOWHERE)
+
+    def lost(self, room: _Room) -> bool:
+        """Whether the Ray nodes that a room's hosts need are gone."""
+        return ground(room.seat, self._ray.nodes()) is None
+
+    def start(self, host: _Host) -> None:
+        """Start a host, or another one in its place."""
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
-        return self._actor_class.options(runtime_env=environment).remote(self._load)
+        name = f"aiflow {host.name}" + (f", start {host.starts + 1}" if host.starts else "")
+        options = {**host.room.ground.options, **({"num_gpus": self._host_gpus} if self._host_gpus else {})}
+        host.actor = self._actor_class.options(name=name, runtime_env=environment, **options).remote(self._load)
+        host.ready, host.runs, host.since = host.actor.__ray_ready__.remote(), False, time.monotonic()
+        host.starts += 1
+
+    def replace(self, host: _Host) -> None:
+        """One that is out of reach or has no place, by another."""
+        self.restarts += 1
+        self._ray.kill(host.actor)  # one that is only out of reach would keep its core
+        self.start(host)
 
     def generate(self, batches: Batches) -> dict[str, Answers]:
         """Raises AIFlowError when one piece has killed three hosts, and what a host raises. Ctrl-C is noticed within half a second."""
-        pieces = deque((model, start) for model, requests in batches.items() for start in range(0, len(requests), _piece(len(requests), self._count)))
-        size = {model: _piece(len(requests), self._count) for model, requests in batches.items()}
-        answers: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
-        for requests in batches.values():
-            self._origins.restore(requests, self._bundles, self.generate)
-        flying: dict[Any, tuple[int, tuple[str, int]]] = {}
-        free = deque(range(self._count))
-        deaths: dict[tuple[str, int], int] = {}
-        while pieces or flying:
-            while pieces and free:
-                host, piece = free.popleft(), pieces.popleft()
-                model, start = piece
-                part = list(batches[model][start : start + size[model]])
-                # the bundles go from host to host: what comes here is answers and references
-                needed = dict.fromkeys(self._bundles[parcel.digest] for request in part for parcel in request.parcels)
-                flying[self._actors[host].answer.remote(model, part, list(needed))] = (host, piece)
-            done, _ = self._ray.wait(list(flying), timeout=0.5)
-            for reference in done:
-                host, piece = flying.pop(reference)
-                model, start = piece
-                part = list(batches[model][start : start + size[model]])
-                try:
-                    made, bundle = self._ray.get(reference)
-                    answers[model][start : start + size[model]] = made
-                    self._origins.note(model, part, made)
-                    self._bundles.update({reply.parcel.digest: bundle for reply in made if isinstance(reply, Reply) and reply.parcel is not None})
-                except self._ray.exceptions.ObjectLostError:  # a bundle went with the host that held it
-                    for request in part:
-                        for parcel in request.parcels:
-                            self._bundles.pop(parcel.digest, None)
-                    self._origins.restore(part, self._bundles, self.generate)
-                    pieces.appendleft(piece)
-                except self._ray.exceptions.RayActorError as error:
-                    deaths[piece] = deaths.get(piece, 0) + 1
-                    if deaths[piece] >= 3:
-                        raise AIFlowError(f"three hosts died over the same {len(part)} calls to {model}: {error}") from error
-                    self.restarts += 1
-                    self._ray.kill(self._actors[host])  # one that is only out of reach would keep its core
-                    self._actors[host] = self._new_actor(host)
-                    pieces.appendleft(piece)
-                except self._ray.exceptions.RayTaskError as error:
-                    # ours are one line to the user; Ray would put the host's traceback into it
-                    raise (error.cause if isinstance(error.cause, AIFlowError) else error.as_instanceof_cause()) from None
-                free.append(host)
-        return answers
+        self._restore([request for requests in batches.values() for request in requests])
+        return _Round(self, batches).answers()
+
+    def _restore(self, requests: Sequence[Request]) -> None:
+        self._origins.restore(requests, self._bundles, self.generate)
 
     def know(self, model: str, request: Request, reply: Reply) -> None:
         self._origins.note(model, [request], [reply])
 
     def processes(self) -> list[int]:
         """Process ids of the hosts, for those who want to watch or kill one."""
-        return self._ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in self._actors])
+        return self._ray.get([host.actor.__ray_call__.remote(lambda _: os.getpid()) for host in self._hosts()])
+
+    def _hosts(self) -> list[_Host]:
+        return [host for room in self._rooms.values() for host in room.hosts]
 
     def close(self) -> None:
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._actors = []
+        for host in self._hosts():
+            self._ray.kill(host.actor)
+        self._rooms.clear()
         if self._started:
             self._ray.shutdown()
+
+
+@dataclass(eq=False)
+class _Room:
+    """Hosts that can stand for one another: they are on the same ground, that of `seat`."""
+
+    seat: Seat
+    ground: Ground
+    hosts: list[_Host]
+
+
+@dataclass(eq=False)
+class _Host:
+    """One actor after another."""
+
+    name: str
+    room: _Room
+    actor: Any = None
+    ready: Any = None  # the reference that says that it runs
+    runs: bool = False
+    since: float = 0.0
+    starts: int = 0
+    failed: int = 0  # starts in a row of which nothing came
+
+
+class _Piece(NamedTuple):
+    """Requests `start` to `stop` of a model's batch."""
+
+    model: str
+    start: int
+    stop: int
+
+
+class _Round:
+    """One call of `generate`: the pieces that wait in each room, and the hosts that work at one or start (None)."""
+
+    def __init__(self, hosts: RayHosts, batches: Batches):
+        self.of, self.batches, self.ray = hosts, batches, hosts._ray
+        self.found: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
+        self.waiting: dict[_Room, deque[_Piece]] = {}
+        self.idle: dict[_Room, deque[_Host]] = {}
+        self.flying: dict[Any, tuple[_Host, _Piece | None]] = {}
+        self.deaths: Counter[_Piece] = Counter()
+        for model, requests in batches.items():
+            self._cut(model, len(requests), hosts.room(unseat(model)[0]))
+
+    def answers(self) -> dict[str, Answers]:
+        while any(self.waiting.values()) or any(piece for _, piece in self.flying.values()):
+            for room, pieces in self.waiting.items():
+                while pieces and self.idle[room]:
+                    self._send(self.idle[room].popleft(), pieces.popleft())
+            done, _ = self.ray.wait(list(self.flying), timeout=0.5)
+            for reference in done:
+                self._take(reference, *self.flying.pop(reference))
+            for room in list(self.waiting):
+                self._relieve(room)
+        return self.found
+
+    def _cut(self, model: str, requests: int, room: _Room) -> None:
+        if room not in self.waiting:
+            self.waiting[room], self.idle[room] = deque(), deque()
+            for host in room.hosts:
+                self._await(host)
+        size = _piece(requests, len(room.hosts))
+        self.waiting[room].extend(_Piece(model, start, min(start + size, requests)) for start in range(0, requests, size))
+
+    def _await(self, host: _Host) -> None:
+        if host.runs:
+            self.idle[host.room].append(host)
+        else:
+            self.flying[host.ready] = host, None
+
+    def _send(self, host: _Host, piece: _Piece) -> None:
+        part = self._part(piece)
+        # the bundles go from host to host: what comes here is answers and references
+        needed = dict.fromkeys(self.of._bundles[parcel.digest] for request in part for parcel in request.parcels)
+        self.flying[host.actor.answer.remote(unseat(piece.model)[1], part, list(needed))] = host, piece
+
+    def _part(self, piece: _Piece) -> list[Request]:
+        return list(self.batches[piece.model][piece.start : piece.stop])
+
+    def _take(self, reference: Any, host: _Host, piece: _Piece | None) -> None:
+        """What a host has made, or that it runs; where it died, another one starts in its place."""
+        try:
+            made = self.ray.get(reference)
+        except self.ray.exceptions.ObjectLostError:  # a bundle went with the host that held it
+            assert piece is not None
+            for request in self._part(piece):
+                for parcel in request.parcels:
+                    self.of._bundles.pop(parcel.digest, None)
+            self.of._restore(self._part(piece))
+            self.waiting[host.room].appendleft(piece)
+        except self.ray.exceptions.RayActorError as error:
+            self._died(host, piece, error)
+        except self.ray.exceptions.RayTaskError as error:
+            # ours are one line to the user; Ray would put the host's traceback into it
+            raise (error.cause if isinstance(error.cause, AIFlowError) else error.as_instanceof_cause()) from None
+        else:
+            if piece is not None:
+                self._keep(piece, *made)
+            host.runs, host.failed = True, 0
+        self._await(host)
+
+    def _keep(self, piece: _Piece, made: Answers, bundle: Any) -> None:
+        self.found[piece.model][piece.start : piece.stop] = made
+        self.of._origins.note(piece.model, self._part(piece), made)
+        self.of._bundles.update({reply.parcel.digest: bundle for reply in made if isinstance(reply, Reply) and reply.parcel is not None})
+
+    def _died(self, host: _Host, piece: _Piece | None, error: Exception) -> None:
+        if piece is not None:
+            self.waiting[host.room].appendleft(piece)
+            self.deaths[piece] += 1
+            if self.deaths[piece] == 3:
+                raise AIFlowError(f"three hosts died over the same {piece.stop - piece.start} calls to {unseat(piece.model)[1]}: {error}") from error
+        else:
+            host.failed += 1
+            if host.failed == STARTS:
+                raise AIFlowError(f"host {host.name} did not start, {STARTS} times: {error}") from error
+        self.of.replace(host)
+
+    def _relieve(self, room: _Room) -> None:
+        """Where all hosts of a room have been starting for long, as its Ray nodes are gone or full, its pieces go elsewhere."""
+        if not self.waiting[room] or any(host.runs for host in room.hosts):
+            return
+        waited_s = time.monotonic() - max(host.since for host in room.hosts)
+        if waited_s > (LOOK_S if room.seat != NOWHERE and self.of.lost(room) else PATIENCE_S if room.ground.options else GIVE_UP_S):
+            if not room.ground.options:
+                raise AIFlowError(f"no host could start for {waited_s:.0f} s: the Ray cluster has no free core; `ray status` says who holds them")
+            pieces, self.waiting[room] = self.waiting[room], deque()
+            other = self.of.elsewhere(f"no host can start on a Ray node of '{room.ground.name}'; its work goes on elsewhere")
+            self._cut("", 0, other)
+            self.waiting[other].extend(pieces)
 
 
 def _piece(requests: int, hosts: int) -> int:

@@ -185,7 +185,7 @@ def test_ctrl_c_while_ray_starts_is_not_lost_and_leaves_no_ray(monkeypatch: pyte
     """A start in which an interrupt would be swallowed, as those of a fork are."""
     opened, ended = [], []
 
-    def slow(runtime: str, address: str | None = None) -> None:
+    def slow(runtime: str, **options: Any) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
@@ -208,7 +208,7 @@ def test_no_cluster_at_that_address_is_said_at_once() -> None:
 
 
 def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(runtime: str, address: str | None = None) -> Any:
+    def slow(runtime: str, **options: Any) -> Any:
         raise Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup")
 
     monkeypatch.setattr("aiflow_agents.evals.evaluate.open_hosts", slow)
