@@ -76,7 +76,7 @@ def bench_resume(
                 found.append(killed)
         watch.stage("the rest", 0)
         _grow(_command(cut, words, how), cut)
-        equal = _compare(_run(whole), _run(cut))
+        equal = same(_run(whole), _run(cut))
         samples = len((_run(whole) / "samples.jsonl").read_bytes().splitlines())
     about = {"suite": suite, "runtime": runtime, "limit": limit, "seed": seed, "kill_seed": kill_seed, "samples": samples}
     return about | {"equal": equal, "passed": all(equal.values()), "kills": found}
@@ -217,8 +217,8 @@ def _ended(process: BaseProcess, words: Sequence[str]) -> None:
 # --- what came of it ---
 
 
-def _compare(whole: Path, cut: Path) -> dict[str, bool]:
-    """Which files are the same: lines sorted, and but for the run's own name."""
+def same(whole: Path, cut: Path) -> dict[str, bool]:
+    """Which files of two runs are the same: lines sorted, and but for the run's own name."""
     equal: dict[str, bool] = {name: _lines(whole / name) == _lines(cut / name) for name in LINES}
     one, other = (json.loads((run / "summary.json").read_bytes()) | {"run_id": ""} for run in (whole, cut))
     return equal | {"summary.json": one == other}

@@ -10,6 +10,7 @@ import typer
 from aiflow_agents.cli.bench_controls import controls
 from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_judge import judge
+from aiflow_agents.cli.bench_kills import kills
 from aiflow_agents.cli.bench_monolith import monolith
 from aiflow_agents.cli.bench_rank import rank
 from aiflow_agents.cli.bench_report import report
@@ -23,6 +24,7 @@ bench = typer.Typer(
 bench.command("controls", short_help="Does the judge say `beats` where it must not?")(controls)
 bench.command("family")(family)
 bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)
+bench.command("kills", short_help="Hosts and raylets die in mid-run: is nothing lost?")(kills)
 bench.command("monolith", short_help="A team beside one model of its size and tokens.")(monolith)
 bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)
 bench.command("report", short_help="Seconds that a large run's page takes to open.")(report)

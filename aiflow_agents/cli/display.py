@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -85,13 +85,17 @@ class Bar(Quiet):
         self._progress.stop()
 
 
-def watcher(display: str) -> Quiet:
-    """`rich`, `plain` or `none`. Without a terminal rich becomes plain."""
+@contextmanager
+def watcher(display: str) -> Iterator[Quiet]:
+    """`rich`, `plain` or `none`. Without a terminal rich becomes plain.
+
+    What anybody else prints meanwhile, as Ray does when a host dies, goes to stderr too: stdout is the result alone.
+    """
     if display not in ("rich", "plain", "none"):
         raise UnknownName("display", display, ("rich", "plain", "none"))
-    if display == "none":
-        return Quiet()
-    return Bar() if display == "rich" and sys.stderr.isatty() else Plain()
+    shown = Quiet() if display == "none" else Bar() if display == "rich" and sys.stderr.isatty() else Plain()
+    with shown as watch, redirect_stdout(sys.stderr):
+        yield watch
 
 
 # --- training ---

@@ -216,7 +216,7 @@ def evaluate(
             watch.stage("starting Ray", 0)
         used = hosts or start_hosts(runtime, ray_address, host_gpus=host_gpus, note=watch.note)
         try:
-            if place == "spread":
+            if place == "spread" and hosts is None:
                 used.check([evaluation.team, *([evaluation.monolith] if evaluation.monolith else [])])  # type: ignore[attr-defined]
             summary = evaluation.run(folder, used, memory, watch)
         finally:

@@ -117,7 +117,7 @@ class RayHosts:
         if why not in self._said:
             self._said.add(why)
             self._note(why)
-        working = [room for room in self._rooms.values() if any(host.runs for host in room.hosts)]
+        working = [room for room in self._rooms.values() if any(host.pid for host in room.hosts)]
         return max(working, key=lambda room: len(room.hosts)) if working else self._room(anywhere(self._ray.nodes()), NOWHERE)
 
     def lost(self, room: _Room) -> bool:
@@ -130,7 +130,7 @@ class RayHosts:
         name = f"aiflow {host.name}" + (f", start {host.starts + 1}" if host.starts else "")
         options = {**host.room.ground.options, **({"num_gpus": self._host_gpus} if self._host_gpus else {})}
         host.actor = self._actor_class.options(name=name, runtime_env=environment, **options).remote(self._load)
-        host.ready, host.runs, host.since = host.actor.__ray_ready__.remote(), False, time.monotonic()
+        host.ready, host.pid, host.since = host.actor.__ray_call__.remote(lambda _: os.getpid()), 0, time.monotonic()
         host.starts += 1
 
     def replace(self, host: _Host) -> None:
@@ -151,8 +151,8 @@ class RayHosts:
         self._origins.note(model, [request], [reply])
 
     def processes(self) -> list[int]:
-        """Process ids of the hosts, for those who want to watch or kill one."""
-        return self._ray.get([host.actor.__ray_call__.remote(lambda _: os.getpid()) for host in self._hosts()])
+        """Process ids of the hosts, for those who want to watch or kill one; those that start are waited for."""
+        return self._ray.get([host.ready for host in self._hosts()])
 
     def _hosts(self) -> list[_Host]:
         return [host for room in self._rooms.values() for host in room.hosts]
@@ -181,8 +181,8 @@ class _Host:
     name: str
     room: _Room
     actor: Any = None
-    ready: Any = None  # the reference that says that it runs
-    runs: bool = False
+    ready: Any = None  # the reference to its process id
+    pid: int = 0  # as soon as it runs
     since: float = 0.0
     starts: int = 0
     failed: int = 0  # starts in a row of which nothing came
@@ -230,7 +230,7 @@ class _Round:
         self.waiting[room].extend(_Piece(model, start, min(start + size, requests)) for start in range(0, requests, size))
 
     def _await(self, host: _Host) -> None:
-        if host.runs:
+        if host.pid:
             self.idle[host.room].append(host)
         else:
             self.flying[host.ready] = host, None
@@ -263,7 +263,8 @@ class _Round:
         else:
             if piece is not None:
                 self._keep(piece, *made)
-            host.runs, host.failed = True, 0
+            else:
+                host.pid, host.failed = made, 0
         self._await(host)
 
     def _keep(self, piece: _Piece, made: Answers, bundle: Any) -> None:
@@ -285,7 +286,7 @@ class _Round:
 
     def _relieve(self, room: _Room) -> None:
         """Where all hosts of a room have been starting for long, as its Ray nodes are gone or full, its pieces go elsewhere."""
-        if not self.waiting[room] or any(host.runs for host in room.hosts):
+        if not self.waiting[room] or any(host.pid for host in room.hosts):
             return
         waited_s = time.monotonic() - max(host.since for host in room.hosts)
         if waited_s > (LOOK_S if room.seat != NOWHERE and self.of.lost(room) else PATIENCE_S if room.ground.options else GIVE_UP_S):
