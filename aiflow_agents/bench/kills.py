@@ -78,7 +78,7 @@ def bench_kills(
             killer.settle()
         seconds["cluster"] = monotonic() - began
         equal, samples = same(alone, spread), len((alone / "samples.jsonl").read_bytes().splitlines())
-    about = {"suite": suite, "limit": limit, "seed": seed, "kill_seed": kill_seed, "samples": samples}
+    about: dict[str, Any] = {"suite": suite, "limit": limit, "seed": seed, "kill_seed": kill_seed, "samples": samples}
     about |= {"batches": counting.batches, "seconds": seconds, "restarts": hosts.restarts, "moved": killer.moved}
     return about | {"equal": equal, "passed": all(equal.values()), "kills": killer.done}
 
