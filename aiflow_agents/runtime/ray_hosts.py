@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -88,6 +89,7 @@ class RayHosts:
         self._bundles: dict[str, Any] = {}  # digest -> reference to the bundle that holds it
         self._rooms: dict[str, _Room] = {}  # by the options of their ground
         self._said: set[str] = set()
+        self._lock = threading.Lock()
         self.restarts = 0
         if not address:
             self.room(NOWHERE)  # they start while the driver prepares its questions
@@ -98,6 +100,8 @@ class RayHosts:
 
     def room(self, seat: Seat) -> _Room:
         """The hosts of a seat, made when they are first asked for; other ones, where no living Ray node is of its tier."""
+        if seat == NOWHERE and str({}) in self._rooms:
+            return self._rooms[str({})]
         place = ground(seat, self._ray.nodes())
         if place is None:
             return self.elsewhere(f"no Ray node of the tier '{seat.tier}' is left; its work goes on elsewhere")
@@ -105,12 +109,14 @@ class RayHosts:
 
     def _room(self, place: Ground, seat: Seat) -> _Room:
         key = str(place.options)
-        if key not in self._rooms:
-            room = self._rooms[key] = _Room(seat, place, [])
-            for index in range(self._count or place.hosts(self._host_gpus)):
-                room.hosts.append(_Host(f"{place.name} {index}", room))
-                self.start(room.hosts[-1])
-        return self._rooms[key]
+        with self._lock:
+            if key not in self._rooms:
+                room = _Room(seat, place, [])
+                for index in range(self._count or place.hosts(self._host_gpus)):
+                    room.hosts.append(_Host(f"{place.name} {index}", room))
+                    self._start(room.hosts[-1])
+                self._rooms[key] = room
+            return self._rooms[key]
 
     def elsewhere(self, why: str) -> _Room:
         """Hosts that run, as they may hold every core that there is; or else new ones anywhere. Says why, once."""
@@ -124,7 +130,7 @@ class RayHosts:
         """Whether the Ray nodes that a room's hosts need are gone."""
         return ground(room.seat, self._ray.nodes()) is None
 
-    def start(self, host: _Host) -> None:
+    def _start(self, host: _Host) -> None:
         """Start a host, or another one in its place."""
         environment = {"env_vars": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}}
         name = f"aiflow {host.name}" + (f", start {host.starts + 1}" if host.starts else "")
@@ -133,11 +139,13 @@ class RayHosts:
         host.ready, host.pid, host.since = host.actor.__ray_call__.remote(lambda _: os.getpid()), 0, time.monotonic()
         host.starts += 1
 
-    def replace(self, host: _Host) -> None:
-        """One that is out of reach or has no place, by another."""
-        self.restarts += 1
-        self._ray.kill(host.actor)  # one that is only out of reach would keep its core
-        self.start(host)
+    def replace(self, host: _Host, actor: Any) -> None:
+        """An actor that is out of reach, by another; unless another thread has seen it before."""
+        with self._lock:
+            if host.actor is actor:
+                self.restarts += 1
+                self._ray.kill(actor)  # one that is only out of reach would keep its core
+                self._start(host)
 
     def generate(self, batches: Batches) -> dict[str, Answers]:
         """Raises AIFlowError when one piece has killed three hosts, and what a host raises. Ctrl-C is noticed within half a second."""
@@ -183,6 +191,7 @@ class _Host:
     actor: Any = None
     ready: Any = None  # the reference to its process id
     pid: int = 0  # as soon as it runs
+    busy: int = 0  # pieces that it has, of all who ask
     since: float = 0.0
     starts: int = 0
     failed: int = 0  # starts in a row of which nothing came
@@ -204,13 +213,21 @@ class _Round:
         self.found: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
         self.waiting: dict[_Room, deque[_Piece]] = {}
         self.idle: dict[_Room, deque[_Host]] = {}
-        self.flying: dict[Any, tuple[_Host, _Piece | None]] = {}
+        self.flying: dict[Any, tuple[_Host, Any, _Piece | None]] = {}
         self.deaths: Counter[_Piece] = Counter()
         for model, requests in batches.items():
             self._cut(model, len(requests), hosts.room(unseat(model)[0]))
 
     def answers(self) -> dict[str, Answers]:
-        while any(self.waiting.values()) or any(piece for _, piece in self.flying.values()):
+        try:
+            self._run()
+        finally:
+            for host, _, piece in self.flying.values():
+                host.busy -= piece is not None
+        return self.found
+
+    def _run(self) -> None:
+        while any(self.waiting.values()) or any(piece for _, _, piece in self.flying.values()):
             for room, pieces in self.waiting.items():
                 while pieces and self.idle[room]:
                     self._send(self.idle[room].popleft(), pieces.popleft())
@@ -219,12 +236,11 @@ class _Round:
                 self._take(reference, *self.flying.pop(reference))
             for room in list(self.waiting):
                 self._relieve(room)
-        return self.found
 
     def _cut(self, model: str, requests: int, room: _Room) -> None:
         if room not in self.waiting:
             self.waiting[room], self.idle[room] = deque(), deque()
-            for host in room.hosts:
+            for host in sorted(room.hosts, key=lambda host: host.busy):
                 self._await(host)
         size = _piece(requests, len(room.hosts))
         self.waiting[room].extend(_Piece(model, start, min(start + size, requests)) for start in range(0, requests, size))
@@ -233,19 +249,22 @@ class _Round:
         if host.pid:
             self.idle[host.room].append(host)
         else:
-            self.flying[host.ready] = host, None
+            self.flying[host.ready] = host, host.actor, None
 
     def _send(self, host: _Host, piece: _Piece) -> None:
         part = self._part(piece)
         # the bundles go from host to host: what comes here is answers and references
         needed = dict.fromkeys(self.of._bundles[parcel.digest] for request in part for parcel in request.parcels)
-        self.flying[host.actor.answer.remote(unseat(piece.model)[1], part, list(needed))] = host, piece
+        actor = host.actor
+        self.flying[actor.answer.remote(unseat(piece.model)[1], part, list(needed))] = host, actor, piece
+        host.busy += 1
 
     def _part(self, piece: _Piece) -> list[Request]:
         return list(self.batches[piece.model][piece.start : piece.stop])
 
-    def _take(self, reference: Any, host: _Host, piece: _Piece | None) -> None:
+    def _take(self, reference: Any, host: _Host, actor: Any, piece: _Piece | None) -> None:
         """What a host has made, or that it runs; where it died, another one starts in its place."""
+        host.busy -= piece is not None
         try:
             made = self.ray.get(reference)
         except self.ray.exceptions.ObjectLostError:  # a bundle went with the host that held it
@@ -256,14 +275,14 @@ class _Round:
             self.of._restore(self._part(piece))
             self.waiting[host.room].appendleft(piece)
         except self.ray.exceptions.RayActorError as error:
-            self._died(host, piece, error)
+            self._died(host, actor, piece, error)
         except self.ray.exceptions.RayTaskError as error:
             # ours are one line to the user; Ray would put the host's traceback into it
             raise (error.cause if isinstance(error.cause, AIFlowError) else error.as_instanceof_cause()) from None
         else:
             if piece is not None:
                 self._keep(piece, *made)
-            else:
+            elif host.actor is actor:
                 host.pid, host.failed = made, 0
         self._await(host)
 
@@ -272,7 +291,7 @@ class _Round:
         self.of._origins.note(piece.model, self._part(piece), made)
         self.of._bundles.update({reply.parcel.digest: bundle for reply in made if isinstance(reply, Reply) and reply.parcel is not None})
 
-    def _died(self, host: _Host, piece: _Piece | None, error: Exception) -> None:
+    def _died(self, host: _Host, actor: Any, piece: _Piece | None, error: Exception) -> None:
         if piece is not None:
             self.waiting[host.room].appendleft(piece)
             self.deaths[piece] += 1
@@ -282,7 +301,7 @@ class _Round:
             host.failed += 1
             if host.failed == STARTS:
                 raise AIFlowError(f"host {host.name} did not start, {STARTS} times: {error}") from error
-        self.of.replace(host)
+        self.of.replace(host, actor)
 
     def _relieve(self, room: _Room) -> None:
         """Where all hosts of a room have been starting for long, as its Ray nodes are gone or full, its pieces go elsewhere."""
