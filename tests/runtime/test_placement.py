@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -74,10 +75,14 @@ def raylet(cluster: Any, tier: str) -> Any:
 
 
 def loader() -> Any:
-    """A model that answers with the tier of the Ray node that it is on, and waits where it is told to. Made in here so that it travels by value."""
+    """A model that answers with the tier of the Ray node that it is on; asked with a folder, it says there who waits, until it may go on.
+
+    Made in here so that it travels by value.
+    """
 
     class Where:
         def generate(self, requests: Any) -> list[Any]:
+            import os
             import time
             from pathlib import Path
 
@@ -87,9 +92,9 @@ def loader() -> Any:
 
             here = ray.get_runtime_context().get_node_labels()
             for request in requests:
-                if (wait := request.messages[0].content).startswith("/"):
-                    Path(wait).touch()
-                    while not Path(wait + ".go").exists():
+                if (where := request.messages[0].content).startswith("/"):
+                    (Path(where) / str(os.getpid())).touch()
+                    while not (Path(where) / "go").exists():
                         time.sleep(0.01)
             return [Reply(here.get("aiflow.tier", "?"), (), None, 1, 1) for _ in requests]
 
@@ -122,24 +127,27 @@ def test_calls_go_to_their_tiers_and_elsewhere_when_a_raylet_dies(cluster: Any, 
         names = {actor["name"] for actor in hosts._ray.util.list_named_actors(all_namespaces=True)}
         assert names == {"aiflow device 0", "aiflow edge 0", "aiflow cloud 0"}
 
-        wait = tmp_path / "wait"
+        def waiting(count: int) -> None:
+            while len(list(tmp_path.iterdir())) < count:
+                time.sleep(0.01)
 
         def kill() -> None:
-            while not wait.exists():
-                pass
+            waiting(1)
             cluster.remove_node(cluster.raylets["edge"], allow_graceful=False)
-            Path(f"{wait}.go").touch()
+            waiting(2)
+            (tmp_path / "go").touch()
 
         killer = Thread(target=kill)
         killer.start()
-        (reply,) = hosts.generate({on(EDGE): ask(str(wait))})[on(EDGE)]
+        (reply,) = hosts.generate({on(EDGE): ask(str(tmp_path))})[on(EDGE)]
         killer.join()
         assert isinstance(reply, Reply) and reply.text in ("device", "cloud")  # it went on elsewhere
         assert len(said) == 1 and said[0].endswith("its work goes on elsewhere")
         cluster.raylets["edge"] = raylet(cluster, "edge")
-        for _ in range(100):
+        for _ in range(100):  # until its new host runs
             if tiers()[2] == "edge":
                 break
+            time.sleep(0.1)
         assert tiers() == ["device", "device", "edge", "cloud"]
 
 
