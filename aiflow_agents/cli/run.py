@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json as json_module
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,17 +29,22 @@ def run(
     max_tokens_total: Annotated[int | None, typer.Option(min=0, help="Stop before more tokens are read and made.", show_default=False)] = None,
     max_flops: Annotated[float | None, typer.Option(min=0, help="Stop before more FLOPs are spent.", show_default=False)] = None,
     max_bytes: Annotated[int | None, typer.Option(min=0, help="Stop before more bytes are on links.", show_default=False)] = None,
-    max_seconds: Annotated[float | None, typer.Option(min=0, help="Stop after so many simulated seconds.", show_default=False)] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds of the clock.", show_default=False)] = None,
+    clock: Annotated[Literal["virtual", "real"], typer.Option(help="virtual: seconds of the simulated network; real: the wall clock's.")] = "virtual",
+    pace: Annotated[bool, typer.Option("--pace", help="Under the real clock, let messages take as long as on the simulated network.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer, its cost and every span as JSON.")] = False,
 ) -> int:
-    """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network."""
+    """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network, unless the clock is real."""
     from aiflow_agents.cli.evaluate import limits, parameters
     from aiflow_agents.evals.rehearsal import rehearse_one
+    from aiflow_agents.runtime.live import Live
     from aiflow_agents.runtime.run import ask
     from aiflow_agents.runtime.task import Task
     from aiflow_agents.runtime.team import Team
     from aiflow_agents.topology.load import load_topology
 
+    if pace and clock == "virtual":
+        raise UserError("--pace is for --clock real: virtual seconds keep the network's pace without being waited for")
     people = Team.load(team, network=network)
     pattern = load_topology(topology, parameters(parameter))
     text = sys.stdin.read().strip() if question == "-" else question
@@ -47,9 +53,16 @@ def run(
     pattern.check(people)
     rehearse_one(pattern, people, Task("question", text))
     budget = limits(max_tokens_total, max_flops, max_bytes, max_seconds)
-    result = ask(people, pattern, text, seed=seed, listener=None if json else _teller(people), budget=budget)
+    listener = None if json else _teller(people)
+
+    async def live() -> Result:
+        async with Live(people, pace=pace, seed=seed, budget=budget) as now:
+            await now.warm()
+            return await now.ask(pattern, text, listener=listener)
+
+    result = asyncio.run(live()) if clock == "real" else ask(people, pattern, text, seed=seed, listener=listener, budget=budget)
     if json:
-        told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed}
+        told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
         typer.echo(json_module.dumps(told | _as_json(result), ensure_ascii=False, indent=2))
     elif result.error is None:
         typer.secho(f"\n{result.answer or 'no answer'}", bold=True, nl=False)

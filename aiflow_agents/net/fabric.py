@@ -5,7 +5,8 @@ A message is stored and forwarded: on each hop it waits its turn, is sent at the
     turn   |--waits--|==sent: bytes * 8 / rate==|--latency, jitter, resends--|> next hop
     link   ==before==|==========mine============|==next one===
 
-Time is the running loop's: virtual seconds of the current world on a `WorldLoop`. One timer per hop and one per job on a node; no tasks.
+Time is the running loop's, virtual seconds of the current world on a `WorldLoop`, unless another `Clock` is given. One timer per hop and one per job
+on a node; no tasks.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from .clock import sleep_until
 from .network import Hop, Network
 
 FRAME_BYTES = 1500  # what is lost and sent again at once: an Ethernet frame
 _MASK = (1 << 64) - 1
+
+
+class Clock(Protocol):
+    """What a network needs of time: seconds of one world, and to be called when a message has crossed a link. Every event loop is one."""
+
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> object: ...
 
 
 class _Radio:
@@ -62,10 +72,11 @@ class _Station:
 class Fabric:
     """A network as one world uses it. `seed` decides jitter and loss, together with the number of the message in this world."""
 
-    __slots__ = ("network", "seed", "_key", "_sent", "_ways", "_radios", "_stations")
+    __slots__ = ("network", "seed", "_clock", "_key", "_sent", "_ways", "_radios", "_stations")
 
-    def __init__(self, network: Network, *, seed: int = 0):
+    def __init__(self, network: Network, *, seed: int = 0, clock: Clock | None = None):
         self.network = network
+        self._clock = clock  # None: the running loop
         self.seed = seed
         self._key = _mix(_mix(seed & _MASK) ^ 1)
         self._sent = 0
@@ -83,7 +94,7 @@ class Fabric:
             raise ValueError(f"a message of {nbytes} bytes")
         route = self.network.route(src, dst)
         self._sent += bool(route)
-        self._forward(asyncio.get_running_loop(), route, 0, nbytes, self._sent, arrived, book)
+        self._forward(self._clock or asyncio.get_running_loop(), route, 0, nbytes, self._sent, arrived, book)
 
     def weighs(self, src: str, dst: str, nbytes: int) -> int:
         """The bytes that `nbytes` sent now would put on all links of their way together, what has to be sent again included."""
@@ -92,7 +103,7 @@ class Fabric:
 
     def _forward(
         self,
-        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
         route: Sequence[Hop],
         position: int,
         nbytes: int,
@@ -105,10 +116,10 @@ class Fabric:
             arrived()
             return
         hop = route[position]
-        arrival, energy_j, sent_bytes = self._take(hop, nbytes, loop.time(), number, position)
+        arrival, energy_j, sent_bytes = self._take(hop, nbytes, clock.time(), number, position)
         if book is not None:
             book(hop, energy_j, sent_bytes)
-        loop.call_at(arrival, self._forward, loop, route, position + 1, nbytes, number, arrived, book)
+        clock.call_at(arrival, self._forward, clock, route, position + 1, nbytes, number, arrived, book)
 
     async def occupy(self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None) -> float:
         """Hold one of a node's slots for `seconds`, first come first served; give the seconds waited for it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import struct
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from aiflow_agents.errors import MemberFailed, UnmetNeed
+from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
-from aiflow_agents.models.protocol import GREEDY, CallError, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
+from aiflow_agents.models.protocol import GREEDY, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.memory import fingerprint
@@ -103,7 +102,6 @@ class Agent:
         states, SpacesDiffer for those of another model.
         """
         scene = SCENE.get()
-        loop = asyncio.get_running_loop()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
         if scene.meter is not None:
             scene.meter.may_ask()
@@ -119,21 +117,18 @@ class Agent:
                 drafted = self._begun(begin, top, want)
                 told = [parcel for message in features if (parcel := await self._understood(message, "refuse"))]
                 drawn_from = [message for message in (begin if drafted.token_ids else None, *features) if message is not None]
-                await scene.bring((*([asked] if asked._said else []), *heard, *drawn_from), self.node)
-                request = self._request(asked, heard, instruct, sampling or self.sampling, sample, dialogue, last)
+                before = scene.before(asked)
+                led = ([asked] if asked._said else []) + ([scene.transcript()] if before else [])
+                await scene.bring((*led, *heard, *drawn_from), self.node)
+                request = self._request(asked, before, heard, instruct, sampling or self.sampling, sample, dialogue, last)
                 if picture is not None or told:
                     request = replace(request, picture=None if picture is None else picture._seen, features=tuple(told))
                 if want is not None or max_tokens is not None:
                     request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
                 if begin is not None or top is not None:
                     request = replace(request, begin=drafted.token_ids, top=top)
-            start_s = loop.time()
-            if scene.meter is not None:
-                scene.meter.may_call()
-            reply = await loop.external(Call(self.folder, self.fingerprint, request))  # type: ignore[attr-defined]
-            if isinstance(reply, CallError):
-                raise MemberFailed(self.name, reply.message)
-            usage = await scene.compute(self.name, self.node, self.shape or self.info.shape, request, reply)
+            start_s = scene.now()
+            reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, Call(self.folder, self.fingerprint, request))
         if resume is not None and parcel is not None:
             heard = (resume,)
         confidence = None if not reply.logprobs else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
@@ -146,7 +141,7 @@ class Agent:
         if reply.parcel is not None:
             scene.hellos[id] = self.hello
         if scene.listener:
-            scene.listener(Span("call", self.name, self.node, start_s, loop.time(), id, reply.text, heard=parents, confidence=confidence))
+            scene.listener(Span("call", self.name, self.node, start_s, scene.now(), id, reply.text, heard=parents, confidence=confidence))
         message = Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
         if scene.meter is not None:
             scene.answered(message, question)
@@ -193,9 +188,12 @@ class Agent:
         return Draft() if begin is None else begin._draft("tokens")
 
     def _request(
-        self, asked: Message, heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int, dialogue: bool, last: bool
-    ) -> Request:
-        turns = [Turn("system", self.prompt)] if self.prompt else []
+        self, asked: Message, before: Sequence[Turn], heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int, dialogue: bool,
+        last: bool,
+    ) -> Request:  # fmt: skip
+        system = ([self.prompt] if self.prompt else []) + [turn.content for turn in before if turn.role == "system"]
+        turns = [Turn("system", "\n\n".join(system))] if system else []  # a template knows one, at the beginning
+        turns += [turn for turn in before if turn.role != "system"]
         question = [Turn("user", asked._said)] if asked._said or not instruct else []
         turns += [] if last else question
         for message in heard:

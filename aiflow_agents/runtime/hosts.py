@@ -5,7 +5,8 @@ A host holds every model that was asked of it and uses one torch thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiflow_agents.models.protocol import CallError, Model, Reply, Request
@@ -27,6 +28,21 @@ class Hosts(Protocol):
         """Told of an answer that was remembered: the payload that came with it is made again from this call when somebody needs it."""
 
     def close(self) -> None: ...
+
+
+class LiveHosts(Hosts, Protocol):
+    """Hosts that may be asked from several threads, and for longer than payloads can be kept."""
+
+    @property
+    def at_once(self) -> int:
+        """How many batches are worked on at the same time."""
+        ...
+
+    def warm(self, models: Sequence[str]) -> None:
+        """Load these models now."""
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Nobody needs these payloads any more: one digest for every call that made one."""
 
 
 class Shelf:
@@ -58,23 +74,37 @@ class Origins:
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[str, Request]] = {}
+        self._made: Counter[str] = Counter()
 
     def note(self, model: str, requests: Sequence[Request], replies: Sequence[Reply | CallError]) -> None:
         for request, reply in zip(requests, replies, strict=True):
             if isinstance(reply, Reply) and reply.parcel is not None:
                 self._calls[reply.parcel.digest] = model, request
+                self._made[reply.parcel.digest] += 1
+
+    def forget(self, digest: str) -> bool:
+        """One of the calls that made this payload needs it no more. True where no other does."""
+        self._made[digest] -= 1
+        last = self._made[digest] <= 0
+        if last:
+            self._made.pop(digest, None)
+            self._calls.pop(digest, None)
+        return last
 
     def restore(self, requests: Sequence[Request], held: Mapping[str, Any], generate: Callable[[Batches], Any]) -> None:
         """Make the payloads again that these requests need and nobody holds, from the calls that made them first, and those before."""
         lost: dict[str, list[Request]] = {}
+        again: set[str] = set()
         for request in requests:
             for parcel in request.parcels:
                 if parcel.digest not in held:
+                    again.add(parcel.digest)
                     model, call = self._calls[parcel.digest]
                     if call not in lost.setdefault(model, []):
                         lost[model].append(call)
         if lost:
             generate(lost)
+            self._made.subtract(again)  # these were counted when they were made first
 
 
 class InlineHosts:
@@ -84,6 +114,7 @@ class InlineHosts:
         self._shelf: Shelf | None = None
         self._load = load
         self._origins, self._parcels = Origins(), Bundle()
+        self.at_once = 1
 
     def generate(self, batches: Batches) -> dict[str, Answers]:
         if self._shelf is None:
@@ -91,10 +122,19 @@ class InlineHosts:
         found = {}
         for model, requests in batches.items():
             self._origins.restore(requests, self._parcels, self.generate)
-            found[model], packed = self._shelf.generate(model, requests, self._parcels)
+            needed = {parcel.digest: self._parcels[parcel.digest] for request in requests for parcel in request.parcels}
+            found[model], packed = self._shelf.generate(model, requests, needed)
             self._parcels.update(packed)
             self._origins.note(model, requests, found[model])
         return found
+
+    def warm(self, models: Sequence[str]) -> None:
+        self.generate({model: [] for model in models})
+
+    def forget(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            if self._origins.forget(digest):
+                self._parcels.pop(digest, None)
 
     def know(self, model: str, request: Request, reply: Reply) -> None:
         self._origins.note(model, [request], [reply])

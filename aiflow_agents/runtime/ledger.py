@@ -9,8 +9,19 @@ from aiflow_agents.wire.message import Usage
 
 
 @dataclass(slots=True)
+class Spent:
+    """What one member has cost a task so far."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    flops: float = 0.0
+    energy_j: float = 0.0
+
+
+@dataclass(slots=True)
 class Ledger:
-    """Running totals. `links` has the bytes per direction of each link, `members` the calls per member."""
+    """Running totals. `links` has the bytes per direction of each link, `members` what each of them has cost, `radio_j` the joules of all links."""
 
     flops: float = 0.0
     tokens_in: int = 0
@@ -18,8 +29,9 @@ class Ledger:
     calls: int = 0
     wire_bytes: int = 0
     energy_j: float = 0.0
+    radio_j: float = 0.0
     links: dict[tuple[str, str], int] = field(default_factory=dict)
-    members: dict[str, int] = field(default_factory=dict)
+    members: dict[str, Spent] = field(default_factory=dict)
 
     def book_call(self, member: str, flops: float, tokens_in: int, tokens_out: int, energy_j: float) -> None:
         """One call, or the share of it that was done before it was cancelled."""
@@ -28,12 +40,20 @@ class Ledger:
         self.tokens_out += tokens_out
         self.calls += 1
         self.energy_j += energy_j
-        self.members[member] = self.members.get(member, 0) + 1
+        spent = self.members.get(member)
+        if spent is None:
+            spent = self.members[member] = Spent()
+        spent.calls += 1
+        spent.tokens_in += tokens_in
+        spent.tokens_out += tokens_out
+        spent.flops += flops
+        spent.energy_j += energy_j
 
     def book_hop(self, hop: Hop, energy_j: float, nbytes: int) -> None:
         """One link's part of a transfer. `wire_bytes` counts a message once on every link that carries it."""
         self.wire_bytes += nbytes
         self.energy_j += energy_j
+        self.radio_j += energy_j
         self.links[hop.src, hop.dst] = self.links.get((hop.src, hop.dst), 0) + nbytes
 
     def usage(self, latency_s: float) -> Usage:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -157,6 +157,19 @@ class RayHosts:
 
     def know(self, model: str, request: Request, reply: Reply) -> None:
         self._origins.note(model, [request], [reply])
+
+    @property
+    def at_once(self) -> int:
+        return len(self._hosts())
+
+    def warm(self, models: Sequence[str]) -> None:
+        keys = [unseat(model) for model in models]
+        self._ray.get([host.actor.generate.remote(key, []) for seat, key in keys for host in self.room(seat).hosts])
+
+    def forget(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            if self._origins.forget(digest):
+                self._bundles.pop(digest, None)
 
     def processes(self) -> list[int]:
         """Process ids of the hosts, for those who want to watch or kill one; those that start are waited for."""

@@ -115,10 +115,10 @@ async def _together(
 ) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorldLoop)
-    running: dict[asyncio.Task[None], tuple[_Stage, World]] = {}
+    running: dict[asyncio.Task[None], tuple[Stage, World]] = {}
     for job in jobs:
-        stage, world = _Stage(job, seed, listener, sessions.setdefault(job.arm, {}), budget), World(f"{job.arm}/{job.task.id}")
-        running[loop.spawn(world, _one(stage, done))] = stage, world
+        stage, world = Stage(job, seed, listener, sessions.setdefault(job.arm, {}), budget), World(f"{job.arm}/{job.task.id}")
+        running[loop.spawn(world, perform(stage, done))] = stage, world
     while running:
         ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         errors: list[BaseException] = []
@@ -133,18 +133,20 @@ async def _together(
             raise errors[0]
 
 
-class _Stage:
+class Stage:
     """A job, its scene, and the spans that it leaves behind."""
 
     __slots__ = ("job", "scene", "spans")
 
-    def __init__(self, job: Job, seed: int, listener: Listener | None, session: Session, budget: Budget | None):
+    def __init__(
+        self, job: Job, seed: int, listener: Listener | None, session: Session, budget: Budget | None, scene: Callable[..., Scene] = Scene
+    ):
         self.job = job
         self.spans: list[Span] = []
         listen = _listen(self.spans, listener) if job.traced else listener
         own: Budget | None = getattr(job.topology, "budget", None)
         limits = budget & own if budget and own else budget or own
-        self.scene = Scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
+        self.scene = scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
 
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""
@@ -185,15 +187,16 @@ def _listen(spans: list[Span], listener: Listener | None) -> Listener:
     return both
 
 
-async def _one(stage: _Stage, done: Callable[[Result], None]) -> None:
+async def perform(stage: Stage, done: Callable[[Result], None]) -> None:
+    """Run a stage's job in a task of its own, and give `done` what came of it. Raises only what ends the run: see `run_jobs`."""
     job, scene = stage.job, stage.scene
     SCENE.set(scene)
     HERE.set(job.team.home)
     MOVER.set(scene.bring)
-    loop = asyncio.get_running_loop()
     message: Message | None = None
     failure: BaseException | None = None
-    deadline = asyncio.timeout_at(scene.meter.end_s if scene.meter else None)
+    end_s = scene.meter.end_s if scene.meter else None
+    deadline = asyncio.timeout_at(None if end_s is None else end_s + (asyncio.get_running_loop().time() - scene.now()))
     try:
         async with deadline:
             said = await job.topology.run(job.task, job.team)
@@ -206,7 +209,7 @@ async def _one(stage: _Stage, done: Callable[[Result], None]) -> None:
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # the run ends, or this task is stuck
             raise
         failure = error  # the topology has waited for something that it had cancelled itself
-    meter, latency_s = scene.meter, loop.time()
+    meter, latency_s = scene.meter, scene.now()
     if meter is not None and not meter.in_time(latency_s):
         failure, latency_s = meter.time_is_up(), meter.budget.seconds or 0.0
     await scene.over()  # what is on its way home is paid for, and may still be the best answer

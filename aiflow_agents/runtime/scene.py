@@ -1,20 +1,25 @@
-"""The scene of one task: its world as agents use it. Messages move here, calls are priced here, costs are booked here."""
+"""The scene of one task: its world as agents use it. Messages move here, calls are priced here, costs are booked here.
+
+Time is that of the world's loop. What is otherwise under a real clock (`now`, `_answer`, `_spend`) is overridden in `runtime.live`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
-from aiflow_agents.models.protocol import Pass, Reply, Request, Shape
+from aiflow_agents.errors import MemberFailed
+from aiflow_agents.models.protocol import CallError, Pass, Reply, Request, Shape, Turn
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
-from aiflow_agents.net.fabric import Fabric
+from aiflow_agents.net.fabric import Clock, Fabric
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.budget import Budget, Meter
+from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.trace import Listener, Span
@@ -36,10 +41,10 @@ class Scene:
 
     def __init__(
         self, task: Task, network: Network, *, seed: int = 0, repeat: int = 0, listener: Listener | None = None, session: Session | None = None,
-        budget: Budget | None = None,
+        budget: Budget | None = None, clock: Clock | None = None,
     ):  # fmt: skip
         self.task, self.network, self.seed, self.repeat, self.listener = task, network, seed, repeat, listener
-        self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0)
+        self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0, clock=clock)
         self.ledger = Ledger()
         self.meter = Meter(budget) if budget else None
         self._answers: set[str] = set()  # ids of messages that answer the task's question; these two are kept where there is a budget
@@ -54,6 +59,10 @@ class Scene:
         self._made = 0
         self._working = 0
         self._over: asyncio.Future[None] | None = None
+
+    def now(self) -> float:
+        """Seconds since the question arose."""
+        return asyncio.get_running_loop().time()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -88,6 +97,14 @@ class Scene:
             message = self._questions[text] = Message(f"q{len(self._questions)}", "user", home, _text=text, _answer=text)
         return message
 
+    def before(self, asked: Message) -> tuple[Turn, ...]:
+        """The conversation that led to this question, where it is the task's own."""
+        return self.task.before if asked._text == self.task.question else ()
+
+    def transcript(self) -> Message:
+        """What led to the question, as it travels: it goes along with it."""
+        return Message("before", "user", self.network.home, _text="\n".join(f"{turn.role}: {turn.content}" for turn in self.task.before))
+
     async def bring(self, messages: Iterable[Message], node: str) -> None:
         """Wait until all of these are at `node`; each travels once, whoever asks for it. Who stops waiting does not stop a transfer.
 
@@ -111,7 +128,7 @@ class Scene:
         self._answers.discard(message.id)
 
     def _came_home(self, message: Message) -> None:
-        self._at_home.append((asyncio.get_running_loop().time(), message))
+        self._at_home.append((self.now(), message))
 
     def best(self) -> tuple[float, Message] | None:
         """The last answer to the task's question that was at home in time, and since when; None where none was."""
@@ -151,8 +168,7 @@ class Scene:
             move.then = partial(self._came_home, message)
 
     def _send(self, move: _Move, src: str, dst: str, nbytes: int, author: str, id: str, said: str) -> None:
-        loop = asyncio.get_running_loop()
-        start_s = loop.time()
+        start_s = self.now()
         if self.meter is not None:
             self.meter.move(lambda: self.fabric.weighs(src, dst, nbytes), f"{id} from {src} to {dst}")
 
@@ -164,12 +180,32 @@ class Scene:
             for waiter in move.waiters:
                 waiter.one_less()
             if self.listener:
-                self.listener(Span("move", author, src, start_s, loop.time(), id, said, to=dst, nbytes=nbytes))
+                self.listener(Span("move", author, src, start_s, self.now(), id, said, to=dst, nbytes=nbytes))
 
         self.fabric.send(src, dst, nbytes, arrived, book=self.ledger.book_hop)
         self.__enter__()  # until it has arrived
 
     # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def call(self, member: str, node: str, shape: Shape, call: Call) -> tuple[Reply, Usage]:
+        """Put a call to the outside, and let `member`'s node spend what the reply takes. Gives the reply, and the call's own usage.
+
+        Raises MemberFailed where the model refuses, and OverBudget, see `compute`.
+        """
+        if self.meter is not None:
+            self.meter.may_call()
+        reply = await self._answer(member, node, shape, call)
+        if isinstance(reply, CallError):
+            raise MemberFailed(member, reply.message)
+        return reply, await self.compute(member, node, shape, call.request, reply)
+
+    def _answer(self, member: str, node: str, shape: Shape, call: Call) -> Awaitable[Reply | CallError]:
+        """What the outside says. This world stands still until then."""
+        return asyncio.get_running_loop().external(call)  # type: ignore[attr-defined]
+
+    def _spend(self, node: str, seconds: float, book: Callable[[float], None]) -> Awaitable[object]:
+        """Let a node work for so long; `book` is told how long it did."""
+        return self.fabric.occupy(node, seconds, book=book)
 
     async def compute(self, member: str, node: str, shape: Shape, request: Request, reply: Reply) -> Usage:
         """Let the simulated node spend what this reply takes: wait for a slot, hold it, book it. Gives the call's own usage.
@@ -206,7 +242,7 @@ class Scene:
             prefill_bytes=work.prefill_bytes,
         )
         flops, seconds = prefill_flops + decode_flops, cost.seconds
-        start_s = asyncio.get_running_loop().time()
+        start_s = self.now()
 
         def book(used_s: float) -> None:
             share = used_s / seconds if seconds else 1.0
@@ -218,12 +254,12 @@ class Scene:
             if self.meter is not None and share < 1.0:
                 self.meter.give_back(tokens_out - made + (0 if share else tokens_in), flops * (1.0 - share))
 
-        await self.fabric.occupy(node, seconds, book=book)
+        await self._spend(node, seconds, book)
         if cut and self.meter is not None:
             self.meter.may_call()  # raises OverBudget
         if drafted:
             self._drafts.setdefault(read, []).append(request.begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1]))
-        return Usage(flops, tokens_in, tokens_out, 1, 0, asyncio.get_running_loop().time() - start_s, cost.energy_j)
+        return Usage(flops, tokens_in, tokens_out, 1, 0, self.now() - start_s, cost.energy_j)
 
     def _going_on(self, read: tuple[object, ...], fresh: bool, begin: tuple[int, ...], shape: Shape, reply: Reply) -> _Work:
         """What it takes to read what this member has not read of prompt and answer, and to speak on, a token at a time."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aiflow_agents.models.protocol import Turn
     from aiflow_agents.wire.message import Message
 
 
@@ -17,6 +18,8 @@ class Task:
     `cluster` names what it shares with other tasks, as several questions about one scene do: answers to those are no independent evidence.
 
     `inputs`, by node: what lies there from the start, as a camera's picture does (`runtime.inputs.at_cameras`).
+
+    `before` is the conversation that led to the question. It goes with the question to every member that is asked it, in its bytes too.
     """
 
     id: str
@@ -25,3 +28,4 @@ class Task:
     tags: tuple[str, ...] = ()
     cluster: str = field(default="", repr=False)
     inputs: Mapping[str, Message] = field(default_factory=dict, repr=False, hash=False)
+    before: tuple[Turn, ...] = field(default=(), repr=False)

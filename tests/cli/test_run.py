@@ -106,3 +106,14 @@ def test_what_goes_wrong_is_one_line(room: Any, aiflow: Call) -> None:
     assert code == 1 and "bob: out of memory" in err and len(err.splitlines()) == 1 and "ann" in out
     code, out, err = aiflow("run", "q", "--team", "trio", "--json")
     assert code == 1 and json.loads(out)["answer"] is None and "out of memory" in json.loads(out)["error"]
+
+
+def test_the_clock_may_be_real(room: Any, aiflow: Call) -> None:
+    question = ("run", "bravo 1001", "--team", "trio", "--topology", "majority", "--json")
+    simulated, real, paced = (json.loads(aiflow(*question, *more)[1]) for more in ((), ("--clock", "real"), ("--clock", "real", "--pace")))
+    assert real["answer"] == paced["answer"] == simulated["answer"] and (simulated["clock"], real["clock"]) == ("virtual", "real")
+    assert real["usage"]["wire_bytes"] == paced["usage"]["wire_bytes"] == simulated["usage"]["wire_bytes"]
+    moves = [max(span["end_s"] - span["start_s"] for span in said["spans"] if span["kind"] == "move") for said in (simulated, paced)]
+    assert moves[1] >= moves[0] * 0.999
+    code, out, err = aiflow(*question, "--pace")
+    assert (code, out, err) == (2, "", "aiflow: --pace is for --clock real: virtual seconds keep the network's pace without being waited for\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from aiflow_agents.errors import ConfigError, UserError
 from aiflow_agents.models.protocol import Parcel, Want
 from aiflow_agents.runtime.hosts import InlineHosts
+from aiflow_agents.runtime.live import Live
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, run_jobs
 from aiflow_agents.runtime.task import Task
@@ -354,6 +356,32 @@ def test_under_ray_payloads_go_from_host_to_host_and_never_through_the_driver(
     assert ray_hosts._bundles.keys() == here._parcels.keys() and all(digest.encode() in b"".join(read) for digest in here._parcels)
     assert not any(coded[:64] in data for coded in here._parcels.values() for data in read)
     assert not any(bundle.owner_address() == own for bundle in ray_hosts._bundles.values())
+
+
+def under_a_real_clock(team: Team, topology: Any, hosts: Any) -> list[Any]:
+    async def main() -> list[Any]:
+        async with Live(team, hosts) as now:
+            await now.warm()
+            return await asyncio.gather(*(now.ask(topology, question) for question in (*QUESTIONS, QUESTIONS[0])))
+
+    return asyncio.run(main())
+
+
+def test_under_a_real_clock_payloads_are_forgotten_when_their_tasks_are_over(team: Team) -> None:
+    hosts = InlineHosts()
+    results = under_a_real_clock(team, cascade(ALWAYS), hosts)
+    simulated = run(team, cascade(ALWAYS))
+    assert answers(results[:-1]) == answers(simulated) and results[-1].answer == results[0].answer
+    assert [r.usage.calls for r in results[:-1]] == [r.usage.calls for r in simulated] and max(r.usage.calls for r in results) == 3
+    assert not hosts._parcels and not hosts._origins._calls and not hosts._origins._made
+
+
+@pytest.mark.ray
+def test_under_ray_and_a_real_clock_too(team: Team, ray_hosts: Any) -> None:
+    before, flying = len(ray_hosts._bundles), list(ray_hosts._flying)
+    results = under_a_real_clock(team, cascade(ALWAYS), ray_hosts)
+    assert answers(results[:-1]) == answers(run(team, cascade(ALWAYS))) and len(ray_hosts._bundles) == before
+    assert ray_hosts._flying == flying == [0, 0]
 
 
 @pytest.mark.ray
