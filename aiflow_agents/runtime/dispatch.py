@@ -21,6 +21,7 @@ from aiflow_agents.models.backends import behind
 from aiflow_agents.models.protocol import CallError, Model, Reply, Request
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hosts import Answers, LiveHosts, load_model
+from aiflow_agents.runtime.placement import unseat
 
 BATCH = 256  # calls that set out together at most: what a host takes in one piece
 Note = Callable[[int, int], None]
@@ -94,10 +95,11 @@ class Dispatcher:
         return {self._here, *self._lanes.values()}
 
     def _lane(self, model: str) -> _Lane:
-        if not model.startswith("{"):
+        key = unseat(model)[1]
+        if not key.startswith("{"):
             return self._here
         if model not in self._lanes:
-            found, lane = behind(model), self._here
+            found, lane = behind(key), self._here
             if found.kind == "http":
                 lane = _Lane(_Remote(), self._deliver, int(found.options.get("at_once", 16)), 1)
             self._lanes[model] = lane

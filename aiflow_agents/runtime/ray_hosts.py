@@ -160,7 +160,7 @@ class RayHosts:
 
     @property
     def at_once(self) -> int:
-        return len(self._hosts())
+        return len(self._hosts()) or anywhere(self._ray.nodes()).hosts(self._host_gpus)
 
     def warm(self, models: Sequence[str]) -> None:
         keys = [unseat(model) for model in models]
