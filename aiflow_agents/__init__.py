@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aiflow_agents.errors import OverBudget
     from aiflow_agents.evals.evaluate import Report, evaluate
-    from aiflow_agents.models.protocol import Request, Sampling
+    from aiflow_agents.evals.suite import Suite
+    from aiflow_agents.models.protocol import ModelInfo, Reply, Request, Sampling
     from aiflow_agents.net.together import first, gather
     from aiflow_agents.runtime.budget import Budget
     from aiflow_agents.runtime.run import Result
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
 _PLACES = {
     "Budget": "runtime.budget",
     "Message": "wire.message",
+    "ModelInfo": "models.protocol",
     "Needs": "topology.base",
     "OverBudget": "errors",
+    "Reply": "models.protocol",
     "Report": "evals.evaluate",
     "Request": "models.protocol",
     "Result": "runtime.run",
     "Sampling": "models.protocol",
+    "Suite": "evals.suite",
     "Task": "runtime.task",
     "Team": "runtime.team",
     "Topology": "topology.base",
@@ -45,12 +49,15 @@ _PLACES = {
 __all__ = [
     "Budget",
     "Message",
+    "ModelInfo",
     "Needs",
     "OverBudget",
+    "Reply",
     "Report",
     "Request",
     "Result",
     "Sampling",
+    "Suite",
     "Task",
     "Team",
     "Topology",
@@ -60,6 +67,7 @@ __all__ = [
     "gather",
     "load_topology",
     "telemetry_off",
+    "topologies",
 ]
 
 
@@ -77,6 +85,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "topologies":
+        return import_module("aiflow_agents.topologies")
     if name not in _PLACES:
         raise AttributeError(f"module 'aiflow_agents' has no attribute '{name}'")
     telemetry_off()  # the front door: what lies behind it may import them

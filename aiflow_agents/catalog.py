@@ -24,6 +24,7 @@ Origin = Literal["path", "here", "AIFLOW_PATH", "plugin", "library"]
 PATH_VARIABLE = "AIFLOW_PATH"  # root folders, separated as in PATH, each with agents/, topologies/, evals/
 PLUGIN_GROUP = "aiflow_agents.plugins"  # each entry point gives one more root: a path, or a module beside whose file the folders lie
 FOLDERS = ("agents", "topologies", "evals")
+IN_PYTHON = "python:"  # how config.json calls what no file holds
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ def find(kind: Kind, name: str, *, base: Path | None = None) -> Entry:
     """The definition that a name or path means.
 
     What has a slash, a leading dot or tilde, or the suffix of a file, is a path, relative to `base` (default: the current directory).
-    Raises UnknownName with the nearest names, NotThere for a path.
+    Raises UnknownName with the nearest names, NotThere for a path, UserError for what a run folder says was made in Python.
     """
+    if name.startswith(IN_PYTHON):
+        raise UserError(f"'{name}' was made in Python and is in no file: run it again, or go on with it, from there; see docs/python.md")
     if _is_path(kind, name):
         entry = _at(kind, Path(base or Path.cwd()) / Path(name).expanduser())
         if entry is None:

@@ -203,7 +203,7 @@ def benchmark_tasks(columns: Columns, source: Source, split: str, seed: int, *, 
     name = own if split == "dev" and own else "test"
     tasks = [_task(columns, row, f"{name}-{number:05}") for number, row in enumerate(source[name]())]
     if own is None:
-        tasks = [task for task in tasks if (_share("dev", task.question) < held_out) == (split == "dev")]
+        tasks = [task for task in tasks if (share("dev", task.question) < held_out) == (split == "dev")]
     seen: set[str] = set()
     for task in tasks:
         if task.id in seen:
@@ -211,7 +211,7 @@ def benchmark_tasks(columns: Columns, source: Source, split: str, seed: int, *, 
         seen.add(task.id)
     if not tasks:
         raise UserError(f"the data has no questions for {split}: too few test rows to hold some out, or an empty file")
-    return sorted(tasks, key=lambda task: _share(seed, task.id))
+    return sorted(tasks, key=lambda task: share(seed, task.id))
 
 
 def _task(columns: Columns, row: Row, id: str) -> Task:
@@ -229,6 +229,6 @@ def _task(columns: Columns, row: Row, id: str) -> Task:
     return Task(read.id or id, read.prompt, read.expected, read.tags)
 
 
-def _share(*parts: object) -> float:
+def share(*parts: object) -> float:
     """A number in [0, 1) that depends on the parts alone."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=7).digest()) / 2**56

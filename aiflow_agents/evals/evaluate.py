@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,14 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
+
 from aiflow_agents import catalog, telemetry_off
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.evals.rehearsal import rehearse
 from aiflow_agents.evals.report import show, write_report
 from aiflow_agents.evals.run_folder import RunFolder
 from aiflow_agents.evals.runner import Evaluation, Silence, Watcher, new_run_path
-from aiflow_agents.evals.suite import Suite, load_suites
+from aiflow_agents.evals.scorer import Scorer
+from aiflow_agents.evals.suite import Given, Suite, load_suites
+from aiflow_agents.evals.tables import What, rows, to_arrow, to_pandas
 from aiflow_agents.evals.verdict import percent, points, quantity, sentence
+from aiflow_agents.models.protocol import Model
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.extraction import extraction
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
@@ -27,7 +31,7 @@ from aiflow_agents.runtime.placement import seated
 from aiflow_agents.runtime.scene import stable_hash
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology
-from aiflow_agents.topology.load import load_topology
+from aiflow_agents.topology.load import file_of, load_topology
 
 RUNTIMES = ("inline", "ray")
 PLACES = ("any", "spread")
@@ -76,6 +80,14 @@ class Report:
     def accuracy(self, arm: str) -> float:
         return self.summary["arms"][arm]["accuracy"]
 
+    def to_pandas(self, what: What = "arms") -> Any:
+        """`arms` or `samples` as a pandas.DataFrame; for the columns see `evals.tables`. Raises UserError where there is no pandas."""
+        return to_pandas(rows(what, self.summary, self.folder))
+
+    def to_arrow(self, what: What = "arms") -> Any:
+        """The same as a pyarrow.Table. Raises UserError where there is no pyarrow."""
+        return to_arrow(rows(what, self.summary, self.folder))
+
     def __str__(self) -> str:
         """The tables of the terminal."""
         from rich.console import Console
@@ -97,18 +109,18 @@ class Report:
         from html import escape
 
         chosen = [self.summary[role]["arm"] for role in ("best_topology", "best_member") if self.summary[role]]
-        rows = []
+        lines = []
         for name in chosen + [name for name in self.summary["arms"] if name not in chosen]:
             arm, strong = self.summary["arms"][name], "b" if name in chosen else "span"
             costs = quantity(arm["wire_bytes"], "B"), quantity(arm["latency_s"]["p50"], "s"), quantity(arm["energy_j"], "J")
             cells = arm["kind"], percent(arm["accuracy"]), *costs
-            rows.append(f"<tr><td><{strong}>{escape(name)}</{strong}></td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+            lines.append(f"<tr><td><{strong}>{escape(name)}</{strong}></td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
         head = "".join(f"<th>{word}</th>" for word in ("arm", "kind", "right", "on the wire", "median", "energy"))
-        return f"<p>{escape(self.sentence)}</p><table><tr>{head}</tr>{''.join(rows)}</table><p>{escape(str(self.folder / 'report.html'))}</p>"
+        return f"<p>{escape(self.sentence)}</p><table><tr>{head}</tr>{''.join(lines)}</table><p>{escape(str(self.folder / 'report.html'))}</p>"
 
 
 def plan(
-    suite: str | Suite,
+    suite: str | Suite | Iterable[Given],
     team: str | Team | None = None,
     topologies: Sequence[Pattern] | None = None,
     *,
@@ -119,21 +131,26 @@ def plan(
     data: str | Path | None = None,
     monolith: str | Path | None = None,
     budget: Budget | None = None,
+    scorer: str | Scorer | None = None,
 ) -> Evaluation:
     """The evaluation that `evaluate` would run, checked: every topology has answered a question with members that only pretend to think.
 
-    Loads no weights. What a suite's file names by path is looked up beside that file; `data` is read in place of what it names, from here. `monolith`
-    is a model by name or folder, which answers alone and is a rival of the team. `budget` limits what each task may spend, in every arm, on dev and
-    on test (see `runtime.budget`).
+    `suite` is a name or path, a `Suite`, or tasks as `Suite.of` takes them, marked by `scorer`. What a suite's file names by path is looked up beside
+    that file; `data` is read in place of what it names, from here. `monolith` is a model by name or folder, which answers alone and is a rival of the
+    team. `budget` limits what each task may spend, in every arm, on dev and on test (see `runtime.budget`). Loads no weights.
     """
-    suites = [suite] if isinstance(suite, Suite) else load_suites(suite)
+    if scorer is not None and isinstance(suite, str | Suite):
+        raise UserError("a suite brings its scorer along: `scorer` is for tasks that are given as a list")
+    suites = [suite] if isinstance(suite, Suite) else load_suites(suite) if isinstance(suite, str) else [Suite.of(suite, scorer or "exact")]
     if len(suites) != 1:
         raise UserError(f"'{suite}' is a group of suites: evaluate {', '.join(s.name for s in suites)} one by one")
     one = suites[0].reading(None if data is None else str(data))
+    if team is None and one.given:
+        raise UserError(f"a suite made in Python names no team: give one, as in evaluate({one.name}, team)")
     if isinstance(team, Team):
         if network is not None:
             raise UserError("a Team brings its network along: give `network` to Team.load instead")
-        people, team_name = team, team.name
+        people, team_name = team, _where_from(team)
     else:
         where = _entry("team", team, one.file.team, one)
         net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
@@ -141,21 +158,22 @@ def plan(
     people = people.extracting(extraction(one.file.extract))
     alone = None if monolith is None else _monolith(monolith, people, one)
     if topologies is None:
-        patterns = []
+        patterns: list[tuple[str, dict[str, Any]] | Topology] = []
         for place, (name, parameters) in enumerate(one.topologies()):
             try:
                 patterns.append(_settled(catalog.find("topology", name, base=one.folder), parameters))
             except UserError as error:
                 raise one.mistake(error, "topologies", place) from None
     else:
-        patterns = [_settled(catalog.find("topology", name), parameters) for name, parameters in map(_pattern, topologies)]
+        asked = map(_pattern, topologies)
+        patterns = [each if isinstance(each, Topology) else _settled(catalog.find("topology", each[0]), each[1]) for each in asked]
     config: dict[str, Any] = {
-        "suite": _findable(catalog.Entry("suite", one.name, one.folder / "eval.yaml", "path")),
+        "suite": catalog.IN_PYTHON + one.name if one.given else _findable(catalog.Entry("suite", one.name, one.folder / "eval.yaml", "path")),
         "team": team_name,
         "network": _findable(catalog.Entry("network", Path(people.network.file).stem, Path(people.network.file), "path"))
         if people.network.file
         else people.network.name,
-        "topologies": [{name: dict(parameters)} for name, parameters in patterns],
+        "topologies": [_told(each) if isinstance(each, Topology) else {each[0]: dict(each[1])} for each in patterns],
         "seed": seed,
         "limit": limit,
         "repeats": repeats,
@@ -177,7 +195,7 @@ def plan(
 
 
 def evaluate(
-    suite: str | Suite,
+    suite: str | Suite | Iterable[Given],
     team: str | Team | None = None,
     topologies: Sequence[Pattern] | None = None,
     *,
@@ -214,7 +232,8 @@ def evaluate(
     with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
         if hosts is None and runtime == "ray":
             watch.stage("starting Ray", 0)
-        used = hosts or start_hosts(runtime, ray_address, host_gpus=host_gpus, note=watch.note)
+        models = evaluation.team.objects
+        used = hosts or start_hosts(runtime, ray_address, host_gpus=host_gpus, note=watch.note, models=models)
         try:
             if place == "spread" and hosts is None:
                 used.check([evaluation.team, *([evaluation.monolith] if evaluation.monolith else [])])  # type: ignore[attr-defined]
@@ -226,16 +245,29 @@ def evaluate(
     return Report(summary, folder_path)
 
 
-def _pattern(topology: Pattern) -> tuple[str, dict[str, Any]]:
+def _pattern(topology: Pattern) -> tuple[str, dict[str, Any]] | Topology:
+    """A topology by name and parameters, so that the run can be repeated; the object itself where no file of its own makes it."""
     if isinstance(topology, str):
         return topology, {}
     if isinstance(topology, Topology):
-        file = getattr(sys.modules.get(type(topology).__module__), "__file__", None)
-        if file is None:
-            raise UserError(f"topology {type(topology).__name__} lives in no file, so a run with it could not be repeated; put it into one")
-        return file, topology.model_dump(mode="json", exclude_defaults=True)
-    name, parameters = next(iter(topology.items()))
-    return name, dict(parameters)
+        [parameters] = _told(topology).values()
+        file = file_of(topology)
+        return topology if file is None else (str(file), parameters)
+    name, given = next(iter(topology.items()))
+    return name, dict(given)
+
+
+def _told(topology: Topology) -> dict[str, dict[str, Any]]:
+    """How config.json tells of an object. Raises UserError where its parameters are no plain data."""
+    try:
+        return {catalog.IN_PYTHON + topology.name(): topology.model_dump(mode="json", exclude_defaults=True)}
+    except PydanticSerializationError as error:
+        raise UserError(f"topology '{topology.name()}' has a parameter that cannot be written down: {error}; use plain data") from None
+
+
+def _where_from(team: Team) -> str:
+    """How config.json calls a team that is given as an object."""
+    return _findable(catalog.Entry("team", team.name, Path(team.file), "path")) if team.file else catalog.IN_PYTHON + team.name
 
 
 def _settled(entry: catalog.Entry, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -278,11 +310,11 @@ def _calls(run: str | Path) -> Path:
     return path
 
 
-def start_hosts(runtime: str, ray_address: str | None = None, **options: Any) -> Hosts:
+def start_hosts(runtime: str, ray_address: str | None = None, *, models: Mapping[str, Model] | None = None, **options: Any) -> Hosts:
     """`open_hosts`, with telemetry off and one line where no cluster is at that address: Ray itself looks for minutes and then ends the process."""
     telemetry_off()
     if runtime != "ray":
-        return open_hosts(runtime)
+        return open_hosts(runtime, models=models)
     import ray
 
     was_there = ray.is_initialized()
@@ -293,7 +325,7 @@ def start_hosts(runtime: str, ray_address: str | None = None, **options: Any) ->
 
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         with _patience():
-            return open_hosts(runtime, address=ray_address, **options)
+            return open_hosts(runtime, address=ray_address, models=models, **options)
     except BaseException as error:
         if not was_there:
             ray.shutdown()

@@ -75,13 +75,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to run. `topologies` are (name, parameters). `monolith`: a team of one model, which is a rival. `budget` is what each task may spend,
-    whichever arm answers it, on dev and on test.
+    """What to run. `topologies` are (name, parameters), or objects that no file holds. `monolith`: a team of one model, which is a rival. `budget` is
+    what each task may spend, whichever arm answers it, on dev and on test.
     """
 
     suite: Suite
     team: Team
-    topologies: Sequence[tuple[str, Mapping[str, Any]]]
+    topologies: Sequence[tuple[str, Mapping[str, Any]] | Topology]
     seed: int = 0
     limit: int | None = None
     repeats: int = 1
@@ -103,10 +103,10 @@ class Evaluation:
         for member in self.team.agents:
             if member in RIVALS:
                 raise UserError(f"a member of team '{self.team.name}' is called '{member}', which is the name of another arm; give it another name")
-        for name, parameters in self.topologies:
-            topology = load_topology(name, parameters)
+        for asked in self.topologies:
+            topology = asked if isinstance(asked, Topology) else load_topology(*asked)
             topology.check(self.team)
-            label = arm_name(name, parameters)
+            label = _label(topology, topology.model_dump(mode="json", exclude_defaults=True) if isinstance(asked, Topology) else asked[1])
             if label in arms or label in self.team.agents or label in RIVALS:
                 raise UserError(f"two arms would be called '{label}': give the topology's class, or the member, another name")
             arms[label] = topology
@@ -273,9 +273,12 @@ def met_before(folder: RunFolder) -> dict[str, Session]:
 
 def arm_name(topology: str, parameters: Mapping[str, Any]) -> str:
     """What a topology, by name or path, is called with these parameters."""
-    one = load_topology(topology, parameters)
-    given = ", ".join(f"{k}={one.budget if k == 'budget' else v}" for k, v in parameters.items())
-    return one.name() + (f"({given})" if parameters else "")
+    return _label(load_topology(topology, parameters), parameters)
+
+
+def _label(topology: Topology, parameters: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{k}={topology.budget if k == 'budget' else v}" for k, v in parameters.items())
+    return topology.name() + (f"({given})" if parameters else "")
 
 
 def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: RunFolder) -> list[Sample]:

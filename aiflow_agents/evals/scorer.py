@@ -50,19 +50,26 @@ def load_scorer(name: str, folder: Path) -> Scorer:
     module = load_python(file, f"aiflow_scorer_{folder.name.replace('-', '_')}")
     if not callable(getattr(module, "score", None)):
         raise ConfigError("expected a function `score(answer: str, task: Task) -> float`", file=file)
-    return _watched(module.score, file)
+    return _watched(module.score, f"{file}: score")
 
 
-def _watched(score: Scorer, file: Path) -> Scorer:
+def own_scorer(score: Scorer) -> Scorer:
+    """A function as a scorer. Raises UserError for what is none."""
+    if not callable(score):
+        raise UserError(f"expected a scorer's name or a function `score(answer: str, task: Task) -> float`, found {type(score).__name__}")
+    return _watched(score, f"the scorer {getattr(score, '__name__', type(score).__name__)}")
+
+
+def _watched(score: Scorer, named: str) -> Scorer:
     """The user's own scorer; what it does wrong is said in one line, with the task and the answer."""
 
     def watched(answer: str, task: Task) -> float:
         try:
             mark = float(score(answer, task))
         except Exception as error:
-            raise UserError(f"{file}: score({answer!r}, task {task.id}) raised {type(error).__name__}: {error}") from error
+            raise UserError(f"{named}({answer!r}, task {task.id}) raised {type(error).__name__}: {error}") from error
         if not (isfinite(mark) and 0.0 <= mark <= 1.0):
-            raise UserError(f"{file}: score({answer!r}, task {task.id}) gave {mark}; expected a number from 0 to 1")
+            raise UserError(f"{named}({answer!r}, task {task.id}) gave {mark}; expected a number from 0 to 1")
         return mark
 
     return watched

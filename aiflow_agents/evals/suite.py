@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from aiflow_agents import catalog
 from aiflow_agents.config import line_of, load_yaml
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
-from aiflow_agents.evals.benchmarks import Columns, benchmark_tasks
-from aiflow_agents.evals.scorer import Scorer, load_scorer
+from aiflow_agents.evals.benchmarks import Columns, benchmark_tasks, share
+from aiflow_agents.evals.scorer import Scorer, load_scorer, own_scorer
 from aiflow_agents.evals.source import open_source
 from aiflow_agents.runtime.extraction import Named, Pattern
 from aiflow_agents.runtime.inputs import RELEASED, at_cameras
@@ -23,6 +25,8 @@ from aiflow_agents.skills.scenes import CORNERS, KINDS, exam
 from aiflow_agents.skills.splits import balanced, skill
 
 Count = Annotated[int, Field(gt=0)]
+Given = Task | Mapping[str, Any]  # a task made in Python: an object, or what a line of a data file holds
+HELD_OUT = 0.2
 
 
 def _known_skill(name: str) -> str:
@@ -72,7 +76,7 @@ class SuiteFile(BaseModel):
     releases: tuple[Literal["answer", "features", "picture"], ...] = RELEASED
     columns: Columns | None = None
     cluster: str | None = None
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    held_out: Annotated[float, Field(gt=0, lt=1)] = HELD_OUT
     extract: Named | Pattern = "text"
     max_tokens: Count = MAX_TOKENS
     tasks: Counts = Counts(dev=500, test=1000)
@@ -108,12 +112,42 @@ class Suite:
     file: SuiteFile
     scorer: Scorer
     data: str | None = None  # instead of the file's own
+    given: Mapping[str, tuple[Task, ...]] = field(default_factory=dict)  # split -> tasks made in Python; `file` then says only how they are answered
+
+    @classmethod
+    def of(
+        cls, tasks: Iterable[Given], scorer: str | Scorer = "exact", *, dev: Iterable[Given] | None = None, name: str = "tasks",
+        extract: Named | Pattern | Mapping[str, Any] = "text", max_tokens: int = MAX_TOKENS,
+    ) -> Suite:  # fmt: skip
+        """A suite without a file, from tasks or from dicts: `question`, `answer`, and perhaps `id`, `tags`, `cluster` and `split` (dev or test).
+
+        Choices are made on `dev`, or on the tasks whose split is dev; where neither is given, a fifth is held out for that, by a hash of the
+        question. `scorer` is a name or a function `(answer, task) -> 0 to 1`. Raises UserError for a task without question or answer.
+        """
+        where = f"suite '{name}'"
+        try:
+            how = SuiteFile.model_construct(extract=TypeAdapter(Named | Pattern).validate_python(extract), max_tokens=max_tokens)
+        except ValidationError as error:
+            raise UserError(f"{where}: extract: {error.errors(include_url=False)[0]['msg']}") from None
+        rows = [_given(row, i, where, named=isinstance(scorer, str)) for i, row in enumerate(tasks)]
+        more = [_given(row, i, where, named=isinstance(scorer, str), of="dev") for i, row in enumerate(dev or ())]
+        if dev is None and not any(split for _, split in rows):
+            rows = [(task, "dev" if share("dev", task.question) < HELD_OUT else "test") for task, _ in rows]
+        split = {of: tuple(task for task, said in [*rows, *more] if (said or "test") == of) for of in ("dev", "test")}
+        if twice := next((id for id, count in Counter(task.id for part in split.values() for task in part).items() if count > 1), None):
+            raise UserError(f"{where}: task id '{twice}' occurs twice")
+        for of, part in split.items():
+            if not part:
+                raise UserError(f"{where} has no tasks in split '{of}', of {len(rows) + len(more)} tasks: give some of them 'split': '{of}'")
+        return cls(name, Path.cwd(), how, load_scorer(scorer, Path()) if isinstance(scorer, str) else own_scorer(scorer), given=split)
 
     def tasks(self, split: str, seed: int, limit: int | None = None) -> list[Task]:
         """The tasks of a split, the first `limit` of them; from a file, all of them where `tasks` says nothing.
 
         A `limit` above the suite's own number gives more test tasks, and no more dev tasks. Raises ConfigError for a task without an answer.
         """
+        if self.given:
+            return list(self.given[split][:limit])
         count = getattr(self.file.tasks, split)
         if self.file.columns:
             home = self.file.data or ""
@@ -135,6 +169,8 @@ class Suite:
         """The same suite on other data in the same columns. Paths are relative to the current directory. Raises UserError where it reads none."""
         if data is None:
             return self
+        if self.given:
+            raise UserError(f"suite '{self.name}' was made in Python and reads no data; leave `data` out")
         if not self.file.data:
             raise UserError(f"suite '{self.name}' draws its questions from skills and reads no data; leave --data out")
         path = Path(data).expanduser()
@@ -224,3 +260,24 @@ def _task(line: bytes, path: Path, number: int, cluster: str | None) -> tuple[Ta
     if of not in ("dev", "test"):
         raise ConfigError(f"expected dev or test, found {of!r}", file=path, line=number, key="split")
     return Task(str(row["id"]), str(row["question"]), str(row["answer"]), tuple(map(str, tags)), str(row[cluster]) if cluster else ""), of
+
+
+def _given(row: Given, number: int, where: str, *, named: bool, of: str = "") -> tuple[Task, str]:
+    """A task made in Python, and the split that it names, if any. `named`: its scorer compares with an expected answer."""
+    if isinstance(row, Task):
+        task, said = row, of
+    else:
+        if unknown := next((key for key in row if key not in ("id", "question", "answer", "tags", "cluster", "split")), None):
+            raise UserError(f"{where}: task {number}: unknown key '{unknown}'; a task has id, question, answer, tags, cluster and split")
+        tags = row.get("tags") or ()
+        tags = (tags,) if isinstance(tags, str) else tuple(map(str, tags))
+        answer = row.get("answer")
+        task = Task(str(row.get("id", f"{of or 'task'}-{number:05}")), str(row.get("question") or ""), None if answer is None else str(answer),
+                    tags, str(row.get("cluster") or ""))  # fmt: skip
+        said = of or str(row.get("split") or "")
+    of_which = f"{where}: task {number} ({task.id})"
+    if not task.question.strip() or (named and task.expected is None):
+        raise UserError(f"{of_which} needs a question" + (" and an answer, which a named scorer compares with" if named else ""))
+    if said not in ("", "dev", "test"):
+        raise UserError(f"{of_which}: expected the split dev or test, found {said!r}")
+    return task, said

@@ -1,4 +1,4 @@
-"""What stands behind a member: our own engine, transformers, or an HTTP endpoint. All of them are a `Model`.
+"""What stands behind a member: our own engine, transformers, an HTTP endpoint, or a backend that another package brings. All of them are a `Model`.
 
 A backend is named in a team file and travels to the hosts as text, so that whichever process gets a batch can load the model: `key_of` and `load`.
 """
@@ -6,21 +6,35 @@ A backend is named in a team file and travels to the hosts as text, so that whic
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.protocol import Model, ModelInfo, Shape
 
 Kind = Literal["family", "transformers", "http"]
+GROUP = "aiflow_agents.backends"  # entry points of installed packages: a name, and what makes a `Model` of a model's name and options
+
+
+def _known(name: str) -> str:
+    if name not in (ours := get_args(Kind)) and name not in (theirs := entry_points(group=GROUP).names):
+        raise ValueError(str(UnknownName("backend", name, [*ours, *theirs])) + f"; packages bring others as entry points {GROUP}")
+    return name
+
+
+Backend = Annotated[str, AfterValidator(_known)]
 
 
 class Behind(BaseModel):
-    """Which backend answers for a model, with what that needs: `dtype` for transformers; for http the `options` of an `Endpoint`, and a shape."""
+    """Which backend answers for a model, with what that needs: `dtype` for transformers; for http the `options` of an `Endpoint`, and a shape; of
+    an installed one the `options` are its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Kind
+    kind: Backend
     model: str
     dtype: str = "float32"
     options: dict[str, Any] = {}
@@ -41,9 +55,21 @@ class Behind(BaseModel):
             from aiflow_agents.models.hub import hub_info
 
             return hub_info(self.model, self.dtype)
+        if self.kind not in get_args(Kind):
+            return self._installed().info
         from aiflow_agents.models.http import Endpoint, http_info
 
         return http_info(self.model, Endpoint.model_validate(self.options), Shape(**self.shape))
+
+    def _installed(self) -> Model:
+        """The model of an installed package's backend. Raises UserError, by the backend's name, for whatever goes wrong in there."""
+        [point, *_] = entry_points(group=GROUP, name=self.kind)
+        try:
+            model = point.load()(self.model, **self.options)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"the backend '{self.kind}' ({point.value}) cannot make a model of '{self.model}': {why}") from error
+        return as_model(model, f"the backend '{self.kind}' ({point.value})")
 
     def load(self) -> Model:
         """The model itself, in a process that gives torch one thread."""
@@ -54,6 +80,8 @@ class Behind(BaseModel):
         import torch
 
         torch.set_num_threads(1)
+        if self.kind not in get_args(Kind):
+            return self._installed()
         if self.kind == "transformers":
             from aiflow_agents.models.hub import HubModel
 
@@ -66,3 +94,10 @@ class Behind(BaseModel):
 def behind(key: str) -> Behind:
     """What a key stands for: a folder is one of our own engine."""
     return Behind.model_validate_json(key) if key.startswith("{") else Behind(kind="family", model=key)
+
+
+def as_model(given: Any, who: str) -> Model:
+    """What was given, if it is a model. Raises UserError, which says what is missing."""
+    if isinstance(getattr(given, "info", None), ModelInfo) and callable(getattr(given, "generate", None)):
+        return given
+    raise UserError(f"{who} gives {type(given).__name__}; a model has `info`, a ModelInfo, and a method `generate(requests)`")

@@ -5,8 +5,9 @@ A bad request fails alone: `generate` gives a `CallError` in its place and answe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -231,6 +232,20 @@ class ModelInfo:
     capabilities: frozenset[str] = field(default_factory=frozenset)
     max_context: int = 0
     codecs: tuple[Shipped, ...] = ()
+
+    @classmethod
+    def of(
+        cls, name: str, *, costs_as: str, version: str = "1", engine: str = "own", capabilities: Iterable[str] = (), max_context: int = 0
+    ) -> ModelInfo:
+        """What a model of one's own says of itself. `costs_as` names the shape that it is priced as, such as qwen3-0.6b.
+
+        `version` stands for all that decides its answers: give it another one when they change, or answers that are remembered count as its own.
+        Raises UnknownName for a shape that nobody knows.
+        """
+        from aiflow_agents.net.cost import named_shape
+
+        digest = hashlib.sha256(f"{engine} {name} {version}".encode()).hexdigest()
+        return cls(name, digest, digest, engine, "own", Shape(**asdict(named_shape(costs_as))), frozenset(capabilities), max_context)
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from typing import Literal
 
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
-from aiflow_agents.models.protocol import GREEDY, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
+from aiflow_agents.models.protocol import GREEDY, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.memory import fingerprint
@@ -41,6 +41,7 @@ class Agent:
     exit: int | None = None  # of a family; None is the whole model
     keep: float | None = None  # the share of a decomposed model's parameters; None is all
     extract: Extract = str.strip  # what of its text is the answer
+    model: Model | None = None  # where it is an object and not loaded by `folder`
 
     @cached_property
     def fingerprint(self) -> str:

@@ -5,15 +5,19 @@ A host holds every model that was asked of it and uses one torch thread.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.protocol import CallError, Model, Reply, Request
 
 Answers = list[Reply | CallError]
 Batches = Mapping[str, Sequence[Request]]  # model key -> requests
 Bundle = dict[str, bytes]  # digest -> coded payload
+OBJECT = "python:"  # the key of a model that is an object begins so
 
 
 class Hosts(Protocol):
@@ -58,15 +62,55 @@ class Shelf:
             self._models[model] = self._load(model)
         loaded = self._models[model]
         if not hasattr(loaded, "exchange"):
-            return loaded.generate(requests), {}
+            return _whole(loaded.generate(requests), requests, model), {}
         return loaded.exchange(requests, {digest: coded for bundle in bundles for digest, coded in bundle.items()})
+
+
+def _whole(answers: Answers, requests: Sequence[Request], model: str) -> Answers:
+    """These answers. Raises UserError where a model of one's own gives others than one for each request."""
+    if isinstance(answers, list) and len(answers) == len(requests) and all(isinstance(answer, Reply | CallError) for answer in answers):
+        return answers
+    found = f"{len(answers)} {' and '.join(sorted({type(a).__name__ for a in answers}))}" if isinstance(answers, list) else type(answers).__name__
+    raise UserError(f"the model {model} gave {found} for {len(requests)} requests; expected a list with a Reply or a CallError for each")
 
 
 def load_model(key: str) -> Model:
     """Load what stands behind a key: a model folder with our own engine, or another backend. Torch has this process's one thread."""
     from aiflow_agents.models.backends import behind
 
+    if key.startswith(OBJECT):
+        raise UserError(f"the model {key} is an object in Python, which these hosts do not have; let them be opened for the team, or use `Lent`")
     return behind(key).load()
+
+
+class Lent:
+    """Loads models for hosts that are opened for a team, some of whose `models` are objects of this process. To hosts in Ray they go by Ray's own
+    pickle. Raises UserError for one that cannot.
+    """
+
+    def __init__(self, models: Mapping[str, Model], *, away: bool = False):
+        self.models = models
+        for model in models.values() if away else ():
+            _can_travel(model)
+
+    def __call__(self, key: str) -> Model:
+        return self.models[key] if key in self.models else load_model(key)
+
+
+def _can_travel(model: Model) -> None:
+    """A class of a notebook, a script or a module that is not installed goes along with its objects."""
+    from ray import cloudpickle
+
+    module = sys.modules.get(type(model).__module__)
+    file = getattr(module, "__file__", None)
+    if file and "site-packages" not in Path(file).parts and not type(model).__module__.startswith("aiflow_agents."):
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        cloudpickle.dumps(model)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"the model {model.info.name} cannot be sent to hosts in Ray ({why}); use the runtime 'inline', or load what it needs at its "
+                        "first `generate`") from error  # fmt: skip
 
 
 class Origins:
@@ -143,14 +187,19 @@ class InlineHosts:
         self._shelf = None
 
 
-def open_hosts(runtime: str, *, address: str | None = None, host_gpus: float = 0.0, note: Callable[[str], None] = lambda line: None) -> Hosts:
-    """`inline` or `ray`; the rest is for Ray, see `RayHosts`."""
-    from aiflow_agents.errors import UnknownName
+def open_hosts(
+    runtime: str, *, address: str | None = None, models: Mapping[str, Model] | None = None, host_gpus: float = 0.0,
+    note: Callable[[str], None] = lambda line: None,
+) -> Hosts:  # fmt: skip
+    """`inline` or `ray`. `models`, by key, are objects that the hosts shall have (`Team.objects`); the rest is for Ray, see `RayHosts`.
 
+    Raises UserError for an object that cannot get there.
+    """
+    load = Lent(models, away=runtime == "ray") if models else None
     if runtime == "inline":
-        return InlineHosts()
+        return InlineHosts(load)
     if runtime == "ray":
         from aiflow_agents.runtime.ray_hosts import RayHosts
 
-        return RayHosts(address=address, host_gpus=host_gpus, note=note)
+        return RayHosts(address=address, load=load, host_gpus=host_gpus, note=note)
     raise UnknownName("runtime", runtime, ("inline", "ray"))

@@ -18,7 +18,7 @@ from aiflow_agents.net import clock
 from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.handover import Handover
-from aiflow_agents.runtime.hosts import Hosts, InlineHosts
+from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.scene import SCENE, Pair, Scene, Session
 from aiflow_agents.runtime.task import Task
@@ -238,5 +238,6 @@ def ask(
         check(team)
     results: list[Result] = []
     job = Job(type(topology).__name__, topology, Task("question", question), team, traced=True)
-    run_jobs([job], hosts or InlineHosts(), memory or Memory(), results.append, seed=seed, listener=listener, budget=budget)
+    hosts = hosts or open_hosts("inline", models=team.objects)
+    run_jobs([job], hosts, memory or Memory(), results.append, seed=seed, listener=listener, budget=budget)
     return results[0]

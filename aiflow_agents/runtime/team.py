@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from aiflow_agents import catalog
 from aiflow_agents.config import line_of, load_yaml
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
-from aiflow_agents.models.backends import Behind, Kind
+from aiflow_agents.models.backends import Backend, Behind, Kind, as_model
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration
 from aiflow_agents.models.http import Endpoint
-from aiflow_agents.models.protocol import Sampling, Shape
+from aiflow_agents.models.protocol import Model, Sampling, Shape
 from aiflow_agents.net.cost import named_shape
 from aiflow_agents.net.network import Network
 from aiflow_agents.net.together import gather, within_budget
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.extraction import Extract
+from aiflow_agents.runtime.hosts import OBJECT
+from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.wire.message import Message
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class MemberFile(BaseModel):
     """One member of a team file."""
 
     model_config = ConfigDict(extra="forbid")
-    backend: Kind = "family"
+    backend: Backend = "family"
     model: str = Field(description="a model's name or folder")
     tier: Literal["device", "edge", "cloud"]
     node: str | None = None
@@ -54,11 +56,12 @@ class MemberFile(BaseModel):
     keep: Annotated[float, Field(gt=0, le=1, description="share of a decomposed model's parameters")] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="of the backend `transformers`; default: float32")
     http: Endpoint | None = Field(default=None, description="where the backend `http` asks: url, key, ...")
+    options: dict[str, Any] = Field(default={}, description="what an installed backend takes besides the model's name")
 
     @field_validator("model")
     @classmethod
     def _model_is_there(cls, name: str, info: ValidationInfo) -> str:
-        if info.data.get("backend") == "http":
+        if info.data.get("backend") == "http" or info.data.get("backend") not in get_args(Kind):
             return name
         if info.data.get("backend") == "transformers":  # a folder beside the file, a model of ours, or a name on the hub
             beside = (_beside(info) or Path()) / name
@@ -75,12 +78,46 @@ class MemberFile(BaseModel):
             raise ValueError("of a model behind an endpoint nobody knows what it costs: name a shape with costs_as")
         if self.dtype is not None and self.backend != "transformers":
             raise ValueError(f"dtype is for the backend transformers, not {self.backend}")
+        if self.options and self.backend in get_args(Kind):
+            raise ValueError(f"options are for backends of other packages, not for {self.backend}")
         return self
 
     @field_validator("costs_as")
     @classmethod
     def _shape_is_known(cls, name: str | None) -> str | None:
         return _known(lambda: name if name is None or named_shape(name) else None)
+
+
+class Member(MemberFile):
+    """A member that is made in Python: as in a team file, but its model may be an object, and it is on a device where nothing else is said."""
+
+    model: Any
+    tier: Literal["device", "edge", "cloud"] = "device"
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_there(cls, model: Any, info: ValidationInfo) -> Any:
+        if isinstance(model, str | Path):
+            return MemberFile._model_is_there(str(model), info)
+        return _known(lambda: as_model(model, "this"))
+
+    @model_validator(mode="after")
+    def _objects_are_whole(self) -> Member:
+        if not isinstance(self.model, str) and self.model_fields_set & {"backend", "exit", "keep", "dtype", "http", "options"}:
+            raise ValueError("a model that is an object takes none of backend, exit, keep, dtype, http and options")
+        return self
+
+    @classmethod
+    def of(cls, given: Any, name: str) -> Member:
+        """Raises UserError, with the member's name and the key."""
+        try:
+            return cls.model_validate(given if isinstance(given, Mapping) else {"model": given})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+            if first["type"] == "extra_forbidden":
+                what, key = str(UnknownName("key of a member", key, cls.model_fields)), ""
+            raise UserError(f"member '{name}'{key and f', {key}'}: {what}") from None
 
 
 class TeamFile(BaseModel):
@@ -126,6 +163,7 @@ class Team:
     name: str
     agents: Mapping[str, Agent]
     network: Network
+    file: str | None = None  # where it was read, if all of it was
 
     @classmethod
     def load(cls, name: str | Path, *, network: str | Path | None = None, max_tokens: int = MAX_TOKENS) -> Team:
@@ -141,11 +179,37 @@ class Team:
         for member, spec in read.members.items():
             node = _place(spec, member, net, taken, entry.path)
             agents[member] = _agent(member, spec, node, net.home, entry.path, max_tokens)
-        team = cls(entry.name, agents, net)
-        for agent in team:
-            net.route(net.home, agent.node)  # raises NoRoute before anything runs
-            net.route(agent.node, net.home)
-        return team
+        return cls(entry.name, agents, net, str(entry.path))._connected()
+
+    @classmethod
+    def of(
+        cls, members: Mapping[str, Any], *, name: str = "team", network: str | Path | Network = DEFAULT_NETWORK, max_tokens: int = MAX_TOKENS
+    ) -> Team:
+        """A team made in Python. A member is a model: its name or folder, or an object (`models.protocol.Model`); or a mapping with the keys of a
+        team file, whose `model` may be an object too. Who says neither `tier` nor `node` is on a device.
+
+        Raises UserError, in one line with the member's name.
+        """
+        net = network if isinstance(network, Network) else Network.load(catalog.find("network", str(network)).path)
+        if not members:
+            raise UserError("a team has at least one member")
+        agents, taken = {}, dict[str, int]()
+        for member, given in members.items():
+            spec = Member.of(given, member)
+            agents[member] = _agent(member, spec, _place(spec, member, net, taken, None), net.home, None, max_tokens)
+        return cls(name, agents, net)._connected()
+
+    def _connected(self) -> Team:
+        """This team. Raises NoRoute before anything runs."""
+        for agent in self:
+            self.network.route(self.home, agent.node)
+            self.network.route(agent.node, self.home)
+        return self
+
+    @property
+    def objects(self) -> dict[str, Model]:
+        """By key, the models that are objects of this process and not loaded by name: hosts have to be opened with them."""
+        return {agent.folder: agent.model for agent in self if agent.model is not None}
 
     @property
     def home(self) -> str:
@@ -172,7 +236,7 @@ class Team:
 
     def only(self, *names: str) -> Team:
         """The same team with these members alone."""
-        return replace(self, agents={name: self[name] for name in names})
+        return replace(self, agents={name: self[name] for name in names}, file=None)
 
     def beside(self, name: str, model: Path, max_tokens: int = MAX_TOKENS) -> Team:
         """Another model alone, under the same conditions: on this network, at a node of the highest tier that there is.
@@ -183,7 +247,7 @@ class Team:
 
         node = next(nodes[0] for tier in ("cloud", "edge", "device") if (nodes := self.network.tier(tier)))
         self.network.route(self.home, node)  # raises NoRoute before anything runs
-        return replace(self, agents={name: Agent(name, str(model), model_info(model), node, self.home, max_tokens=max_tokens)})
+        return replace(self, file=None, agents={name: Agent(name, str(model), model_info(model), node, self.home, max_tokens=max_tokens)})
 
     def calibrated(self, calibrations: Mapping[str, Calibration]) -> Team:
         """The same team, whose confidences mean what they say."""
@@ -213,7 +277,7 @@ class Team:
         return f"team {self.name} at {self.home} on {self.network.name}: {', '.join(map(str, self))}"
 
 
-def _place(spec: MemberFile, member: str, network: Network, taken: dict[str, int], file: Path) -> str:
+def _place(spec: MemberFile, member: str, network: Network, taken: dict[str, int], file: Path | None) -> str:
     """The node a member computes on: the one it names, or the nodes of its tier in turn."""
     if spec.node is not None:
         if spec.node not in network.nodes:
@@ -226,22 +290,28 @@ def _place(spec: MemberFile, member: str, network: Network, taken: dict[str, int
     return nodes[taken[spec.tier] % len(nodes)]
 
 
-def _mistake(what: str, file: Path, member: str, key: str) -> ConfigError:
+def _mistake(what: str, file: Path | None, member: str, key: str) -> UserError:
     """What is wrong only on this network, or with what the file names."""
+    if file is None:
+        return UserError(f"member '{member}', {key}: {what}")
     return ConfigError(what, file=file, line=line_of(file, "members", member, key), key=f"members.{member}.{key}")
 
 
-def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_tokens: int) -> Agent:
+def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path | None, max_tokens: int) -> Agent:
     from aiflow_agents.models.family.model import at_exit, model_info
     from aiflow_agents.models.family.rank import Keep, spend
 
     key = "model"
     keep: Keep = 1.0
     shape = asdict(named_shape(spec.costs_as)) if spec.costs_as else None
-    options = spec.http.model_dump(exclude_defaults=True) if spec.http else {}
-    backend = Behind(kind=spec.backend, model=spec.model, dtype=spec.dtype or "float32", options=options, shape=(spec.http and shape) or {})
+    options = spec.http.model_dump(exclude_defaults=True) if spec.http else spec.options
+    own: Model | None = None if isinstance(spec.model, str) else spec.model
     try:
-        info = backend.info()
+        if own is not None:
+            info, folder = own.info, OBJECT + fingerprint(own.info)
+        else:
+            behind = Behind(kind=spec.backend, model=spec.model, dtype=spec.dtype or "float32", options=options, shape=(spec.http and shape) or {})
+            info, folder = behind.info(), behind.key
         if spec.keep is not None:
             key = "keep"
             keep = spend(spec.model, spec.keep)
@@ -253,7 +323,7 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_
         raise _mistake(str(error), file, member, key) from None
     return Agent(
         name=member,
-        folder=backend.key,
+        folder=folder,
         info=info,
         node=node,
         home=home,
@@ -264,4 +334,5 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path, max_
         shape=Shape(**shape) if shape else None,
         exit=spec.exit,
         keep=spec.keep,
+        model=own,
     )

@@ -14,15 +14,24 @@ from aiflow_agents.config import load_python
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
 from aiflow_agents.topology.base import Topology
 
+PREFIX = "aiflow_topology_"  # of the names of modules that are topology files
+
 
 def load_class(path: Path) -> type[Topology]:
     """The topology that a file defines: the last subclass of `Topology` written in it. Runs the file, which is the user's own code."""
-    name = f"aiflow_topology_{path.stem.replace('-', '_')}_{abs(hash((path, path.stat().st_mtime_ns))):x}"  # an edited file is read anew
+    name = f"{PREFIX}{path.stem.replace('-', '_')}_{abs(hash((path, path.stat().st_mtime_ns))):x}"  # an edited file is read anew
     module = sys.modules.get(name) or load_python(path, name)
     found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Topology) and value.__module__ == name]
     if not found:
         raise ConfigError("defines no Topology: expected `class Name(Topology)`", file=path)
     return found[-1]
+
+
+def file_of(topology: Topology) -> Path | None:
+    """The file from which `load_class` makes this topology's class; None for a class of a notebook, a script or an imported module."""
+    module = type(topology).__module__
+    file = getattr(sys.modules.get(module), "__file__", None) if module.startswith(PREFIX) else None
+    return Path(file) if file and Path(file).is_file() and load_class(Path(file)) is type(topology) else None
 
 
 def load_topology(name: str, parameters: Mapping[str, Any] | None = None) -> Topology:

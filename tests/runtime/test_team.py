@@ -230,7 +230,7 @@ def test_one_team_mixes_engines(place: Path) -> None:
         ("{model: alder, tier: edge, http: {url: 'http://h/v1'}}", "http is not for the backend family"),
         ("{backend: transformers, model: alder, tier: edge, exit: 1}", "the backend transformers has none"),
         ("{model: alder, tier: edge, dtype: float16}", "dtype is for the backend transformers"),
-        ("{backend: mlx, model: alder, tier: edge}", "expected 'family', 'transformers' or 'http', found 'mlx'"),
+        ("{backend: mlx, model: alder, tier: edge}", "no backend named 'mlx'; known: family, http, transformers; packages bring others"),
     ],
 )
 def test_what_does_not_belong_to_a_backend_is_said_with_its_line(place: Path, line: str, said: str) -> None:
