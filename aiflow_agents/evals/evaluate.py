@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from aiflow_agents.evals.verdict import percent, points, quantity, sentence
 from aiflow_agents.models.protocol import Model
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.extraction import extraction
+from aiflow_agents.runtime.hooks import Hooks, Run, log_warning
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.placement import seated
@@ -209,13 +211,15 @@ def evaluate(
     resume: bool = False,
     reuse: Iterable[str | Path] = (),
     watch: Watcher | None = None,
+    hooks: Iterable[object] = (),
     **options: Any,
 ) -> Report:
     """Run one suite and say whether the team beats its best member.
 
     `team`, `network` and `topologies` default to those the suite names; further options are those of `plan`. `path` is the run folder (default: a new
     one in `log_dir`); with `resume` it is gone on with. `place` "spread" loads members' models on Ray nodes of their tiers (`runtime.placement`), of
-    whose GPUs each host gets `host_gpus`. `hosts` may be shared between evaluations, and is then not closed here.
+    whose GPUs each host gets `host_gpus`. `hosts` may be shared between evaluations, and is then not closed here. `hooks` are told what happens, and
+    change nothing (`runtime.hooks`).
     Works inside a running event loop (a notebook). Raises `UserError` for anything wrong in names, files or options.
     """
     if runtime not in RUNTIMES:
@@ -228,16 +232,21 @@ def evaluate(
     if place == "spread":
         alone = evaluation.monolith
         evaluation = replace(evaluation, team=seated(evaluation.team), monolith=seated(alone) if alone else None)
-    folder_path, watch = Path(path) if path else new_run_path(Path(log_dir), evaluation.suite.name), watch or Silence()
+    folder_path, note = Path(path) if path else new_run_path(Path(log_dir), evaluation.suite.name), watch.note if watch else log_warning
+    heard, watch = Hooks(hooks, tell=lambda line: (folder.log(line), note(line))), watch or Silence()
     with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
         if hosts is None and runtime == "ray":
             watch.stage("starting Ray", 0)
         models = evaluation.team.objects
         used = hosts or start_hosts(runtime, ray_address, host_gpus=host_gpus, note=watch.note, models=models)
+        run = Run(evaluation.team, evaluation.suite.name, evaluation.seed, folder_path, evaluation.config)
         try:
             if place == "spread" and hosts is None:
                 used.check([evaluation.team, *([evaluation.monolith] if evaluation.monolith else [])])  # type: ignore[attr-defined]
-            summary = evaluation.run(folder, used, memory, watch)
+            with closing(heard), heard.watching(run) as teller:
+                summary = evaluation.run(folder, used, memory, watch, teller)
+                if teller:
+                    teller.outcome = Report(deepcopy(summary), folder_path)  # its own, so that nobody else's changes
         finally:
             if hosts is None:
                 used.close()

@@ -29,6 +29,7 @@ from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, S
 from aiflow_agents.evals.suite import Suite
 from aiflow_agents.evals.trial import DevTrial, Execute, Settings, chosen, settings
 from aiflow_agents.runtime.budget import Budget
+from aiflow_agents.runtime.hooks import Teller
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, run_jobs
@@ -112,12 +113,12 @@ class Evaluation:
             arms[label] = topology
         return arms
 
-    def run(self, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> dict[str, Any]:
+    def run(self, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher, teller: Teller | None = None) -> dict[str, Any]:
         """Run to the end and give the summary, which is also on disk. Killed anywhere, it can be run again on the same folder."""
         test = self.test  # a mistake in it is said before anything runs
-        trial, arms, best = self.choose(self.executor(hosts, memory, watch), watch)
+        trial, arms, best = self.choose(self.executor(hosts, memory, watch, teller), watch)
         folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
-        self._test(arms, test, trial.team, folder, hosts, memory, watch)
+        self._test(arms, test, trial.team, folder, hosts, memory, watch, teller)
         capacity = capacities(trial.team, test, hosts, memory) if self.suite.file.extract == "text" else {}
         folder.add(oracle([arm.name for arm in arms if arm.kind == "member"], [task.id for task in test], self.repeats, folder))
         summary = self._summary(arms, test, trial, best, folder, capacity)
@@ -142,8 +143,9 @@ class Evaluation:
             arms.append(Arm("monolith", "rival", load_topology("single", {"member": "monolith"}), self.monolith))
         return trial, arms + [Arm(name, "placebo" if topology.control else "topology", topology) for name, topology in fitted.items()], best
 
-    def executor(self, hosts: Hosts, memory: Memory, watch: Watcher) -> Execute:
+    def executor(self, hosts: Hosts, memory: Memory, watch: Watcher, teller: Teller | None = None) -> Execute:
         """What runs jobs on dev."""
+        teller = teller and teller.at("dev")
 
         def execute(jobs: Sequence[Job]) -> list[Result]:
             results: dict[int, Result] = {}
@@ -154,7 +156,7 @@ class Evaluation:
                 results[place[id(result.job)]] = result
                 watch.advance(1)
 
-            run_jobs(jobs, hosts, memory, done, seed=self.seed, budget=self.budget)
+            run_jobs(jobs, hosts, memory, done, seed=self.seed, budget=self.budget, teller=teller)
             return [results[i] for i in range(len(jobs))]
 
         return execute
@@ -165,7 +167,11 @@ class Evaluation:
         results = np.array([trial.unseen(topology) for topology in topologies.values()])  # [topologies, 2]
         return list(topologies)[int(chosen(results[:, 0], results[:, 1]))] if len(results) else None
 
-    def _test(self, arms: Sequence[Arm], tasks: Sequence[Task], team: Team, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher) -> None:
+    def _test(
+        self, arms: Sequence[Arm], tasks: Sequence[Task], team: Team, folder: RunFolder, hosts: Hosts, memory: Memory, watch: Watcher,
+        teller: Teller | None,
+    ) -> None:  # fmt: skip
+        teller = teller and teller.at("test")
         watch.stage("test", len(arms) * len(tasks) * self.repeats)
         early = {task.id for task in tasks[:TRACED]}
         same: dict[Settings, list[Arm]] = {}  # arms that do the same, whatever they are called, are run once, by the name of the first
@@ -197,7 +203,8 @@ class Evaluation:
                 watch.advance(1)
 
         for start in range(0, len(tasks), SLICE):
-            run_jobs(jobs(tasks[start : start + SLICE]), hosts, memory, done, seed=self.seed, sessions=sessions, budget=self.budget)
+            part = jobs(tasks[start : start + SLICE])
+            run_jobs(part, hosts, memory, done, seed=self.seed, sessions=sessions, budget=self.budget, teller=teller)
 
     def _keep(self, result: Result, arm: str, folder: RunFolder) -> None:
         """On disk at once. The sample comes last: once it is there, a resume will not run this job again."""

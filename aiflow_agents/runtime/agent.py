@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
-from aiflow_agents.models.protocol import GREEDY, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
+from aiflow_agents.models.protocol import GREEDY, CallError, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
+from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
@@ -130,6 +131,11 @@ class Agent:
                     request = replace(request, begin=drafted.token_ids, top=top)
             start_s = scene.now()
             reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, Call(self.folder, self.fingerprint, request))
+            if scene.called:
+                scene.called(Called(self, request, reply, usage, start_s, scene.now()))
+            if isinstance(reply, CallError):
+                raise MemberFailed(self.name, reply.message)
+            assert usage is not None
         if resume is not None and parcel is not None:
             heard = (resume,)
         confidence = None if not reply.logprobs else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))

@@ -18,6 +18,7 @@ from aiflow_agents.net import clock
 from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.handover import Handover
+from aiflow_agents.runtime.hooks import Hooks, Run, Teller
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.scene import SCENE, Pair, Scene, Session
@@ -84,18 +85,20 @@ def run_jobs(
     listener: Listener | None = None,
     sessions: dict[str, Session] | None = None,
     budget: Budget | None = None,
+    teller: Teller | None = None,
 ) -> None:
     """Run all jobs and give each result to `done` as soon as it is there.
 
     `budget` is that of every task; a topology's own (`Topology.budget`) holds beside it. `sessions`: who has met whom so far, by arm; without, all
-    jobs of an arm here are one session.
+    jobs of an arm here are one session. `teller` tells hooks (see `runtime.hooks`).
     A topology that raises fails its own job alone. What is not an error of a topology (Ctrl-C, a full disk) gets out.
     """
     handover = Handover(hosts, memory, note)
     waiting, sessions = iter(jobs), {} if sessions is None else sessions
+    done = teller.ending(done) if teller else done
     while batch := list(islice(waiting, IN_STEP)):
         with no_collections():
-            clock.run(_together(batch, seed, done, listener, sessions, budget), handover)
+            clock.run(_together(batch, seed, done, listener, sessions, budget, teller), handover)
 
 
 @contextmanager
@@ -111,13 +114,15 @@ def no_collections() -> Iterator[None]:
 
 
 async def _together(
-    jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None, sessions: dict[str, Session], budget: Budget | None
-) -> None:
+    jobs: Sequence[Job], seed: int, done: Callable[[Result], None], listener: Listener | None, sessions: dict[str, Session], budget: Budget | None,
+    teller: Teller | None,
+) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorldLoop)
     running: dict[asyncio.Task[None], tuple[Stage, World]] = {}
     for job in jobs:
-        stage, world = Stage(job, seed, listener, sessions.setdefault(job.arm, {}), budget), World(f"{job.arm}/{job.task.id}")
+        stage = Stage(job, seed, listener, sessions.setdefault(job.arm, {}), budget, teller=teller)
+        world = World(f"{job.arm}/{job.task.id}")
         running[loop.spawn(world, perform(stage, done))] = stage, world
     while running:
         ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
@@ -139,14 +144,18 @@ class Stage:
     __slots__ = ("job", "scene", "spans")
 
     def __init__(
-        self, job: Job, seed: int, listener: Listener | None, session: Session, budget: Budget | None, scene: Callable[..., Scene] = Scene
-    ):
+        self, job: Job, seed: int, listener: Listener | None, session: Session, budget: Budget | None, scene: Callable[..., Scene] = Scene,
+        teller: Teller | None = None,
+    ):  # fmt: skip
         self.job = job
         self.spans: list[Span] = []
-        listen = _listen(self.spans, listener) if job.traced else listener
+        asked = teller.begin(job) if teller else None
+        moved = teller.moves(asked) if teller and asked else None
+        listen = _each(self.spans.append if job.traced else None, listener, moved)
         own: Budget | None = getattr(job.topology, "budget", None)
         limits = budget & own if budget and own else budget or own
         self.scene = scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
+        self.scene.called = teller.calls(asked) if teller and asked else None
 
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""
@@ -178,13 +187,15 @@ def _where(error: BaseException, topology: Runs) -> str:
     return f" ({Path(file).name}:{lines[-1]})" if file and lines and not isinstance(error, AIFlowError) else ""
 
 
-def _listen(spans: list[Span], listener: Listener | None) -> Listener:
-    def both(span: Span) -> None:
-        spans.append(span)
-        if listener:
+def _each(*listeners: Listener | None) -> Listener | None:
+    """All of these in one, if there are any."""
+    wanted = [listener for listener in listeners if listener]
+
+    def tell(span: Span) -> None:
+        for listener in wanted:
             listener(span)
 
-    return both
+    return tell if len(wanted) > 1 else wanted[0] if wanted else None
 
 
 async def perform(stage: Stage, done: Callable[[Result], None]) -> None:
@@ -229,8 +240,12 @@ def ask(
     seed: int = 0,
     listener: Listener | None = None,
     budget: Budget | None = None,
+    hooks: Iterable[object] | Hooks = (),
 ) -> Result:
-    """One question, now, for no more than `budget`. Its spans come back with the result, and go to `listener` as they end."""
+    """One question, now, for no more than `budget`. Its spans come back with the result, and go to `listener` as they end.
+
+    `hooks` are told what happens (see `runtime.hooks`); a `Hooks` can be told of many questions, and is not closed here.
+    """
     if isinstance(topology, str):
         raise UserError(f"a team runs a topology, not its name: give load_topology({topology!r})")
     check = getattr(topology, "check", None)
@@ -239,5 +254,13 @@ def ask(
     results: list[Result] = []
     job = Job(type(topology).__name__, topology, Task("question", question), team, traced=True)
     hosts = hosts or open_hosts("inline", models=team.objects)
-    run_jobs([job], hosts, memory or Memory(), results.append, seed=seed, listener=listener, budget=budget)
+    told = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
+    try:
+        with told.watching(Run(team, seed=seed)) as teller:
+            run_jobs([job], hosts, memory or Memory(), results.append, seed=seed, listener=listener, budget=budget, teller=teller)
+            if teller:
+                teller.outcome = results[0]
+    finally:
+        if told is not hooks:
+            told.close()
     return results[0]

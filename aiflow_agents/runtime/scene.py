@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
-from aiflow_agents.errors import MemberFailed
 from aiflow_agents.models.protocol import CallError, Pass, Reply, Request, Shape, Turn
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
@@ -20,6 +19,7 @@ from aiflow_agents.net.fabric import Clock, Fabric
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.budget import Budget, Meter
 from aiflow_agents.runtime.handover import Call
+from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.trace import Listener, Span
@@ -35,7 +35,7 @@ class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "hellos", "met",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "called", "hellos", "met",
         "_answers", "_at_home", "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
@@ -49,6 +49,7 @@ class Scene:
         self.meter = Meter(budget) if budget else None
         self._answers: set[str] = set()  # ids of messages that answer the task's question; these two are kept where there is a budget
         self._at_home: list[tuple[float, Message]] = []  # what is at home, and since when
+        self.called: Callable[[Called], None] | None = None  # told of every call that a member has answered, or could not
         self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
         self.met: list[Pair] = []  # whose meeting this task pays for
         self._session: Session = {} if session is None else session
@@ -187,16 +188,16 @@ class Scene:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def call(self, member: str, node: str, shape: Shape, call: Call) -> tuple[Reply, Usage]:
-        """Put a call to the outside, and let `member`'s node spend what the reply takes. Gives the reply, and the call's own usage.
+    async def call(self, member: str, node: str, shape: Shape, call: Call) -> tuple[Reply, Usage] | tuple[CallError, None]:
+        """Put a call to the outside, and let `member`'s node spend what the reply takes. Gives the reply, and its usage; a refusal has none.
 
-        Raises MemberFailed where the model refuses, and OverBudget, see `compute`.
+        Raises OverBudget, see `compute`.
         """
         if self.meter is not None:
             self.meter.may_call()
         reply = await self._answer(member, node, shape, call)
         if isinstance(reply, CallError):
-            raise MemberFailed(member, reply.message)
+            return reply, None
         return reply, await self.compute(member, node, shape, call.request, reply)
 
     def _answer(self, member: str, node: str, shape: Shape, call: Call) -> Awaitable[Reply | CallError]:
