@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from aiflow_agents.models.protocol import ModelInfo, Reply, Request, Sampling
     from aiflow_agents.net.together import first, gather
     from aiflow_agents.runtime.budget import Budget
+    from aiflow_agents.runtime.hooks import Hook
+    from aiflow_agents.runtime.otel import OpenTelemetry
     from aiflow_agents.runtime.run import Result
     from aiflow_agents.runtime.task import Task
     from aiflow_agents.runtime.team import Team
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Budget": "runtime.budget",
+    "Hook": "runtime.hooks",
     "Message": "wire.message",
     "ModelInfo": "models.protocol",
     "Needs": "topology.base",
+    "OpenTelemetry": "runtime.otel",
     "OverBudget": "errors",
     "Reply": "models.protocol",
     "Report": "evals.evaluate",
@@ -48,9 +52,11 @@ _PLACES = {
 
 __all__ = [
     "Budget",
+    "Hook",
     "Message",
     "ModelInfo",
     "Needs",
+    "OpenTelemetry",
     "OverBudget",
     "Reply",
     "Report",
