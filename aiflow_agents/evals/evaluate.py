@@ -233,7 +233,13 @@ def evaluate(
         alone = evaluation.monolith
         evaluation = replace(evaluation, team=seated(evaluation.team), monolith=seated(alone) if alone else None)
     folder_path, note = Path(path) if path else new_run_path(Path(log_dir), evaluation.suite.name), watch.note if watch else log_warning
-    heard, watch = Hooks(hooks, tell=lambda line: (folder.log(line), note(line))), watch or Silence()
+    watch = watch or Silence()
+
+    def tell(line: str) -> None:  # what went wrong in hooks
+        folder.log(line)
+        note(line)
+
+    heard = Hooks(hooks, tell=tell)
     with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
         if hosts is None and runtime == "ray":
             watch.stage("starting Ray", 0)

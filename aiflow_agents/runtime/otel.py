@@ -34,10 +34,8 @@ class OpenTelemetry(Hook):
             from opentelemetry import trace
         except ImportError:
             raise UserError("spans take OpenTelemetry, which is not installed: pip install 'aiflow-agents[otel]'") from None
-        from aiflow_agents import __version__
-
         self._trace, self._content, self._moves = trace, content, moves
-        self._tracer = trace.get_tracer("aiflow_agents", __version__, tracer_provider=provider)
+        self._tracer = trace.get_tracer("aiflow_agents", tracer_provider=provider)
         self._open: dict[Asked, Any] = {}
 
     def on_task_start(self, task: Asked) -> None:
