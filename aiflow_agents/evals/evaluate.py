@@ -229,6 +229,7 @@ def evaluate(
     if place == "spread" and runtime != "ray":
         raise UserError("place 'spread' is for a Ray cluster: runtime 'ray', with the cluster's ray_address")
     evaluation, known = plan(suite, team, topologies, **options), [_calls(run) for run in reuse]
+    models = evaluation.team.objects
     if place == "spread":
         alone = evaluation.monolith
         evaluation = replace(evaluation, team=seated(evaluation.team), monolith=seated(alone) if alone else None)
@@ -243,7 +244,6 @@ def evaluate(
     with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
         if hosts is None and runtime == "ray":
             watch.stage("starting Ray", 0)
-        models = evaluation.team.objects
         used = hosts or start_hosts(runtime, ray_address, host_gpus=host_gpus, note=watch.note, models=models)
         run = Run(evaluation.team, evaluation.suite.name, evaluation.seed, folder_path, evaluation.config)
         try:
