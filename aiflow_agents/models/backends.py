@@ -1,4 +1,4 @@
-"""What stands behind a member: our own engine, transformers, an HTTP endpoint, or a backend that another package brings. All of them are a `Model`.
+"""What stands behind a member: our own engine, transformers, vLLM, an HTTP endpoint, or what another package brings. All of them are a `Model`.
 
 A backend is named in a team file and travels to the hosts as text, so that whichever process gets a batch can load the model: `key_of` and `load`.
 """
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.protocol import Model, ModelInfo, Shape
 
-Kind = Literal["family", "transformers", "http"]
+Kind = Literal["family", "transformers", "vllm", "http"]
 GROUP = "aiflow_agents.backends"  # entry points of installed packages: a name, and what makes a `Model` of a model's name and options
 
 
@@ -29,8 +29,8 @@ Backend = Annotated[str, AfterValidator(_known)]
 
 
 class Behind(BaseModel):
-    """Which backend answers for a model, with what that needs: `dtype` for transformers; for http the `options` of an `Endpoint`, and a shape; of
-    an installed one the `options` are its own.
+    """Which backend answers for a model, with what that needs: `dtype` for transformers and vllm, and the `exit` of a family; the `options` of vllm, or
+    of an `Endpoint` for http, with a shape; of an installed one the `options` are its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +39,7 @@ class Behind(BaseModel):
     dtype: str = "float32"
     options: dict[str, Any] = {}
     shape: dict[str, int] = {}
+    exit: int | None = None
 
     @property
     def key(self) -> str:
@@ -57,6 +58,10 @@ class Behind(BaseModel):
             return hub_info(self.model, self.dtype)
         if self.kind not in get_args(Kind):
             return self._installed().info
+        if self.kind == "vllm":
+            from aiflow_agents.models.vllm import Options, vllm_info
+
+            return vllm_info(self.model, self.dtype, Options.model_validate(self.options))
         from aiflow_agents.models.http import Endpoint, http_info
 
         return http_info(self.model, Endpoint.model_validate(self.options), Shape(**self.shape))
@@ -85,7 +90,11 @@ class Behind(BaseModel):
         if self.kind == "transformers":
             from aiflow_agents.models.hub import HubModel
 
-            return HubModel.load(self.model, dtype=self.dtype)
+            return HubModel.load(self.model, dtype=self.dtype, exit=self.exit)
+        if self.kind == "vllm":
+            from aiflow_agents.models.vllm import Options, VllmModel
+
+            return VllmModel.load(self.model, dtype=self.dtype, options=Options.model_validate(self.options), exit=self.exit)
         from aiflow_agents.models.family.model import FamilyModel
 
         return FamilyModel.load(Path(self.model))

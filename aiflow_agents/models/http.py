@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape, Turn, beyond_text
+from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape, beyond_text
+from aiflow_agents.models.turns import lines, spoken
 
 if TYPE_CHECKING:
     import httpx
@@ -126,7 +127,7 @@ class HttpModel:
         if self.endpoint.api == "chat":
             body["messages"] = [{"role": turn.role, "content": spoken(turn)} for turn in request.messages]
         else:
-            body["prompt"] = "\n".join(spoken(turn) for turn in request.messages)
+            body["prompt"] = lines(request.messages)
         if request.sampling.temperature > 0:
             body |= {"top_p": request.sampling.top_p, "seed": request.seed & 0x7FFFFFFF}
         if request.stop:
@@ -154,11 +155,6 @@ class HttpModel:
         if self.endpoint.api == "chat":
             return tuple(float(token["logprob"]) for token in given["content"] or ())
         return tuple(float(value) for value in given["token_logprobs"] if value is not None)
-
-
-def spoken(turn: Turn) -> str:
-    """A turn as those hear it whose template knows no names: `oak: 296`."""
-    return f"{turn.name}: {turn.content}" if turn.name else turn.content
 
 
 def _said(response: httpx.Response) -> str:

@@ -1,6 +1,7 @@
-"""A model as transformers runs it: any causal language model with a chat template, from a folder or by its name on the hub.
+"""A model as transformers runs it: any causal language model, from a folder or by its name on the hub.
 
-Slower than our own decoder, and open to what that does not know. Weights are safetensors; nothing from a checkpoint is executed.
+Slower than our own decoder, and open to what that does not know. Weights are safetensors; nothing from a checkpoint is executed. It gives hidden
+states, which our decoder can go on from where it knows the model; to go on from them itself transformers has no way.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.http import spoken
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Shape, beyond_text
+from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Shape, Want, beyond_text
+from aiflow_agents.models.turns import Turns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aiflow_agents.models.family.courier import Courier
 
 BATCH = 16  # prompts that run together, padded on the left
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -40,10 +47,27 @@ def hub_info(model: str, dtype: str = "float32", folder: Path | None = None) -> 
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not known; expected one of {', '.join(DTYPES)}")
     folder = folder or folder_of(model)
-    weights, tokenizer = hashlib.sha256(dtype.encode()), hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    name = folder.name if Path(model).is_dir() else model
+    if not list(folder.glob("*.safetensors")):
         raise UserError(f"model folder {folder} has no safetensors weights; other formats execute code when they are read")
+    info = _as_ours(folder, dtype) or _counted(folder, dtype)
+    return replace(info, name=name, engine="transformers", capabilities=frozenset({"logprobs", "hidden"}))
+
+
+def _as_ours(folder: Path, dtype: str) -> ModelInfo | None:
+    """A model that our decoder knows, as that says it: so a hidden state means the same to both. None for another one."""
+    from aiflow_agents.models.family.model import model_info
+
+    try:
+        return replace(model_info(folder, dtype=dtype), space="family")
+    except UserError:
+        return None
+
+
+def _counted(folder: Path, dtype: str) -> ModelInfo:
+    """Any other model, from its config and its tensors' headers."""
+    files = sorted(folder.glob("*.safetensors"))
+    weights, tokenizer = hashlib.sha256(dtype.encode()), hashlib.sha256()
     for file in [folder / "config.json", *files]:
         with open(file, "rb") as opened:
             weights.update(hashlib.file_digest(opened, "sha256").digest())
@@ -51,16 +75,9 @@ def hub_info(model: str, dtype: str = "float32", folder: Path | None = None) -> 
         if (folder / name).exists():
             tokenizer.update((folder / name).read_bytes())
     config = _config(folder)
-    return ModelInfo(
-        name=folder.name if Path(model).is_dir() else model,
-        weights_hash=weights.hexdigest(),
-        tokenizer_hash=tokenizer.hexdigest(),
-        engine="transformers",
-        dtype=dtype,
-        shape=_shape(config, files, DTYPES[dtype]),
-        capabilities=frozenset({"logprobs"}),
-        max_context=int(getattr(config, "max_position_embeddings", 0) or 0),
-    )
+    shape = _shape(config, files, DTYPES[dtype])
+    context = int(getattr(config, "max_position_embeddings", 0) or 0)
+    return ModelInfo(folder.name, weights.hexdigest(), tokenizer.hexdigest(), "transformers", dtype, shape, max_context=context)
 
 
 def _config(folder: Path) -> Any:
@@ -103,68 +120,120 @@ def _tensors(file: Path) -> Iterator[int]:
             yield count
 
 
-class HubModel:
-    """Answers requests with transformers' `generate`."""
+def load_tokenizer(folder: Path) -> Any:
+    """A folder's tokenizer, by transformers. Raises `UserError`."""
+    from transformers import AutoTokenizer
 
-    def __init__(self, info: ModelInfo, folder: Path, tokenizer: Any, model: Any):
-        self.info, self.folder, self.tokenizer, self.model = info, folder, tokenizer, model
-        self._names = "name" in str(tokenizer.chat_template).replace("tool", "").replace("function", "")
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise UserError(f"model folder {folder} has no tokenizer that transformers can read: {' '.join(str(error).split())[:160]}") from None
+
+
+def _batches(places: Sequence[int], ids: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+    """Parts that run together, sorted by length: as little padding as can be."""
+    ordered = sorted(places, key=lambda i: len(ids[i]))
+    yield from (ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH))
+
+
+class HubModel:
+    """Answers requests with transformers' `generate`. Of a family it is one exit, which `exit` names (None: the last)."""
+
+    def __init__(self, info: ModelInfo, tokenizer: Any, model: Any, courier: Courier, exit: int | None = None):
+        self.info, self.tokenizer, self.model, self.courier, self.exit = info, tokenizer, model, courier, exit
+        self.turns, self.layers = Turns(tokenizer, info), model.config.get_text_config().num_hidden_layers
 
     @classmethod
-    def load(cls, model: str, *, dtype: str = "float32") -> HubModel:
+    def load(cls, model: str, *, dtype: str = "float32", exit: int | None = None) -> HubModel:
         """Raises `UserError` by name."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
+
+        from aiflow_agents.models.family.courier import Courier
+        from aiflow_agents.models.family.export import plain
 
         logging.disable_progress_bar()
         folder = folder_of(model)
-        info = hub_info(model, dtype, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
-        if not tokenizer.chat_template:
-            raise UserError(f"model '{model}' has no chat template; a member is spoken to in turns")
+        info, tokenizer = hub_info(model, dtype, folder), load_tokenizer(folder)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
-        return cls(info, folder, tokenizer, loaded.eval())
+        files = plain(folder, exit)
+        loaded = AutoModelForCausalLM.from_pretrained(files, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+        return cls(info, tokenizer, loaded.eval(), Courier(folder, info.codecs), exit)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
         """Answer each request; one that cannot be answered gives a `CallError` in its place. Greedy ones run together, sampled ones by themselves."""
+        return self.exchange(requests, {})[0]
+
+    def exchange(self, requests: Sequence[Request], parcels: Mapping[str, bytes]) -> tuple[list[Reply | CallError], dict[str, bytes]]:
+        """As `generate`, and the coded hidden states that requests want, by digest. It goes on from nobody's: `parcels` are not read."""
         replies: dict[int, Reply | CallError] = {}
-        together: dict[Any, list[tuple[int, list[int]]]] = {}
+        prompts: dict[int, list[int]] = {}
+        together: dict[Any, list[int]] = {}
         for i, request in enumerate(requests):
             prompt = self._prompt(request)
             if isinstance(prompt, CallError):
                 replies[i] = prompt
-            else:
+                continue
+            prompts[i] = prompt
+            if request.max_tokens:
                 alone = i if request.sampling.temperature > 0 else -1
-                together.setdefault((alone, request.max_tokens, request.stop), []).append((i, prompt))
-        for group in together.values():
-            group.sort(key=lambda one: len(one[1]))  # as little padding as can be
-            for start in range(0, len(group), BATCH):
-                part = group[start : start + BATCH]
-                made = self._generate([prompt for _, prompt in part], requests[part[0][0]])
-                replies.update({i: reply for (i, _), reply in zip(part, made, strict=True)})
-        return [replies[i] for i in range(len(requests))]
+                room = min(request.max_tokens, self.info.max_context - len(prompt)) if self.info.max_context else request.max_tokens
+                together.setdefault((alone, room, request.stop), []).append(i)
+            else:
+                replies[i] = Reply("", (), (), len(prompt), 0, "length")
+        for (_, room, _), group in together.items():
+            for part in _batches(group, prompts):
+                made = self._generate([prompts[i] for i in part], requests[part[0]], room)
+                replies.update(zip(part, made, strict=True))
+        packed = self._keep(requests, prompts, replies)
+        return [replies[i] for i in range(len(requests))], packed
 
     def _prompt(self, request: Request) -> list[int] | CallError:
-        import jinja2
-
-        if lacking := beyond_text(request):
+        lacking = beyond_text(request, exit=self.exit, hidden=True)
+        if request.want is not None and not 0 <= request.want.layer < self.layers:
+            lacking = f"give the input of layer {request.want.layer}: it has {self.layers} layers"
+        if lacking:
             return CallError("refused", f"{self.info.name} runs on transformers, where it cannot {lacking}")
-        turns = [{"role": turn.role, "content": turn.content if self._names else spoken(turn)} for turn in request.messages]
-        if self._names:
-            turns = [turn | ({"name": given.name} if given.name else {}) for turn, given in zip(turns, request.messages, strict=True)]
-        try:
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
-        except jinja2.TemplateError as error:
-            return CallError("refused", f"{self.info.name}: its chat template refuses this conversation: {error}")
-        if self.info.max_context and len(ids) >= self.info.max_context:
-            return CallError("too-long", f"the prompt has {len(ids)} tokens, its context is {self.info.max_context}")
-        return list(ids)
+        return self.turns.ids(request.messages)
 
-    def _generate(self, prompts: Sequence[list[int]], request: Request) -> list[Reply]:
-        """Answers to prompts that are asked alike."""
+    def _keep(self, requests: Sequence[Request], prompts: Mapping[int, list[int]], replies: dict[int, Reply | CallError]) -> dict[str, bytes]:
+        """Put the hidden states that were wanted beside their replies: of prompt and answer, but for the last token, which was never fed."""
+        from aiflow_agents.models.family.resume import Start
+
+        packed: dict[str, bytes] = {}
+        wanted: dict[Want, list[int]] = {}
+        said: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            reply = replies[i]
+            if request.want is not None and isinstance(reply, Reply):
+                wanted.setdefault(request.want, []).append(i)
+                said[i] = [*prompts[i], *reply.token_ids[:-1]]
+        for want, places in wanted.items():
+            for part in _batches(places, said):
+                for i, states in zip(part, self._hidden([said[i] for i in part], want.layer), strict=True):
+                    reply = replies[i]
+                    assert isinstance(reply, Reply)
+                    coded = self.courier.pack(Start(want.layer, states, len(prompts[i]), reply.token_ids, tuple(said[i])), want)
+                    digest = hashlib.sha256(coded).hexdigest()
+                    packed[digest] = coded
+                    parcel = Parcel(digest, len(coded), self.info.weights_hash, want, len(prompts[i]), reply.token_ids)
+                    work = None if reply.token_ids else (Pass(want.layer / self.layers, len(said[i]), 0, 0),)
+                    replies[i] = replace(reply, parcel=parcel, work=work)
+        return packed
+
+    def _hidden(self, sequences: Sequence[list[int]], layer: int) -> list[Tensor]:
+        """The input of `layer` at every position of each sequence, [positions, width]."""
+        import torch
+
+        given = self.tokenizer.pad({"input_ids": list(sequences)}, return_tensors="pt", padding_side="right")
+        with torch.inference_mode():
+            out = self.model.base_model(**given, output_hidden_states=True, use_cache=False)
+        return [states[: len(ids)].clone() for ids, states in zip(sequences, out.hidden_states[layer], strict=True)]
+
+    def _generate(self, prompts: Sequence[list[int]], request: Request, room: int) -> list[Reply]:
+        """Answers of at most `room` tokens to prompts that are asked alike."""
         import torch
         from transformers import GenerationConfig
 
@@ -172,7 +241,6 @@ class HubModel:
         ends = self.model.generation_config.eos_token_id
         warm = request.sampling.temperature > 0
         how: dict[str, Any] = {"temperature": request.sampling.temperature, "top_p": request.sampling.top_p, "top_k": 0} if warm else {}
-        room = min([request.max_tokens, *([self.info.max_context - given["input_ids"].shape[1]] if self.info.max_context else [])])
         config = GenerationConfig(
             max_new_tokens=room, do_sample=warm, eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True, output_logits=True, stop_strings=list(request.stop) or None, **how,

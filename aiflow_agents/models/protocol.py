@@ -108,12 +108,18 @@ class Request:
         return self.features if self.parcel is None else (self.parcel, *self.features)
 
 
-def beyond_text(request: Request) -> str:
-    """What a request asks for that a backend which only reads and writes text cannot do, in words; empty where it asks for nothing else."""
+def beyond_text(request: Request, *, exit: int | None = None, hidden: bool = False) -> str:
+    """What a request asks for that a backend which only reads and writes text cannot do, in words; empty where it asks for nothing else.
+
+    `exit`: the only one that it has; `hidden`: it can give hidden states, but no keys and values.
+    """
+    want = request.want
     asked = {
-        "choose an exit": request.exit is not None,
+        "choose an exit": request.exit is not None and request.exit != exit,
         "run at a smaller rank": request.keep is not None,
-        "give hidden states": request.want is not None,
+        "give hidden states": want is not None and not hidden,
+        "give keys and values": want is not None and want.lower,
+        "take latent steps": want is not None and want.steps > 0,
         "go on from hidden states": bool(request.parcels),
         "go on from tokens": bool(request.begin),
         "stop where it is not sure": request.top is not None,
@@ -221,7 +227,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model is, without loading it: enough to place it, price it and check a topology's needs."""
+    """What a model is, without loading it: enough to place it, price it and check a topology's needs.
+
+    `space` is where its hidden states mean something, if that is not its engine alone: one decoder's are the same under another engine.
+    """
 
     name: str
     weights_hash: str
@@ -232,6 +241,7 @@ class ModelInfo:
     capabilities: frozenset[str] = field(default_factory=frozenset)
     max_context: int = 0
     codecs: tuple[Shipped, ...] = ()
+    space: str = ""
 
     @classmethod
     def of(

@@ -53,7 +53,8 @@ class Agent:
     def hello(self) -> bytes:
         """What it says of itself before it exchanges more than text: see `wire.handshake`. A folder's name is not part of it."""
         layers = self.info.shape.layers if self.exit is None else self.exit
-        me = Identity(self.info.engine, self.info.weights_hash, self.info.tokenizer_hash, self.info.dtype, self.info.shape.width, layers)
+        space = self.info.space or self.info.engine
+        me = Identity(space, self.info.weights_hash, self.info.tokenizer_hash, self.info.dtype, self.info.shape.width, layers)
         return hello(me, {codec.name: bytes.fromhex(codec.fingerprint) for codec in self.info.codecs})
 
     def codec(self, layer: int, *, tokens: bool = True) -> str:

@@ -16,6 +16,7 @@ from aiflow_agents.models.backends import Backend, Behind, Kind, as_model
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration
 from aiflow_agents.models.http import Endpoint
 from aiflow_agents.models.protocol import Model, Sampling, Shape
+from aiflow_agents.models.vllm import Options
 from aiflow_agents.net.cost import named_shape
 from aiflow_agents.net.network import Network
 from aiflow_agents.net.together import gather, within_budget
@@ -54,7 +55,8 @@ class MemberFile(BaseModel):
     costs_as: str | None = None
     exit: Annotated[int, Field(ge=0)] | None = None
     keep: Annotated[float, Field(gt=0, le=1, description="share of a decomposed model's parameters")] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="of the backend `transformers`; default: float32")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="of transformers and vllm; default: float32")
+    vllm: Options | None = Field(default=None, description="how the backend `vllm` is set up: max_model_len, gpu_memory_utilization, ...")
     http: Endpoint | None = Field(default=None, description="where the backend `http` asks: url, key, ...")
     options: dict[str, Any] = Field(default={}, description="what an installed backend takes besides the model's name")
 
@@ -63,21 +65,25 @@ class MemberFile(BaseModel):
     def _model_is_there(cls, name: str, info: ValidationInfo) -> str:
         if info.data.get("backend") == "http" or info.data.get("backend") not in get_args(Kind):
             return name
-        if info.data.get("backend") == "transformers":  # a folder beside the file, a model of ours, or a name on the hub
+        if info.data.get("backend") in ("transformers", "vllm"):  # a folder beside the file, a model of ours, or a name on the hub
             beside = (_beside(info) or Path()) / name
             return str(beside) if beside.is_dir() else _ours(name) or name
         return _known(lambda: str(catalog.find("model", name, base=_beside(info)).path))
 
     @model_validator(mode="after")
     def _keys_belong_to_the_backend(self) -> MemberFile:
-        if self.backend != "family" and (self.exit is not None or self.keep is not None):
-            raise ValueError(f"exit and keep choose a part of a family; the backend {self.backend} has none")
+        if self.backend == "http" and self.exit is not None:
+            raise ValueError("exit chooses a part of a family; the backend http has none")
+        if self.backend != "family" and self.keep is not None:
+            raise ValueError(f"keep chooses a size of a decomposed model; the backend {self.backend} has none")
+        if self.backend != "vllm" and self.vllm is not None:
+            raise ValueError(f"vllm is not for the backend {self.backend}")
         if (self.backend == "http") != (self.http is not None):
             raise ValueError("the backend http needs http: {url: ...}" if self.http is None else f"http is not for the backend {self.backend}")
         if self.backend == "http" and self.costs_as is None:
             raise ValueError("of a model behind an endpoint nobody knows what it costs: name a shape with costs_as")
-        if self.dtype is not None and self.backend != "transformers":
-            raise ValueError(f"dtype is for the backend transformers, not {self.backend}")
+        if self.dtype is not None and self.backend not in ("transformers", "vllm"):
+            raise ValueError(f"dtype is for the backends transformers and vllm, not {self.backend}")
         if self.options and self.backend in get_args(Kind):
             raise ValueError(f"options are for backends of other packages, not for {self.backend}")
         return self
@@ -103,8 +109,8 @@ class Member(MemberFile):
 
     @model_validator(mode="after")
     def _objects_are_whole(self) -> Member:
-        if not isinstance(self.model, str) and self.model_fields_set & {"backend", "exit", "keep", "dtype", "http", "options"}:
-            raise ValueError("a model that is an object takes none of backend, exit, keep, dtype, http and options")
+        if not isinstance(self.model, str) and self.model_fields_set & {"backend", "exit", "keep", "dtype", "vllm", "http", "options"}:
+            raise ValueError("a model that is an object takes none of backend, exit, keep, dtype, vllm, http and options")
         return self
 
     @classmethod
@@ -300,17 +306,19 @@ def _mistake(what: str, file: Path | None, member: str, key: str) -> UserError:
 def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path | None, max_tokens: int) -> Agent:
     from aiflow_agents.models.family.model import at_exit, model_info
     from aiflow_agents.models.family.rank import Keep, spend
+    from aiflow_agents.models.hub import folder_of
 
     key = "model"
     keep: Keep = 1.0
     shape = asdict(named_shape(spec.costs_as)) if spec.costs_as else None
-    options = spec.http.model_dump(exclude_defaults=True) if spec.http else spec.options
+    options = given.model_dump(exclude_defaults=True) if (given := spec.http or spec.vllm) else spec.options
     own: Model | None = None if isinstance(spec.model, str) else spec.model
+    more: dict[str, Any] = {"shape": (spec.http and shape) or {}, "exit": None if spec.backend == "family" else spec.exit}
     try:
         if own is not None:
             info, folder = own.info, OBJECT + fingerprint(own.info)
         else:
-            behind = Behind(kind=spec.backend, model=spec.model, dtype=spec.dtype or "float32", options=options, shape=(spec.http and shape) or {})
+            behind = Behind(kind=spec.backend, model=spec.model, dtype=spec.dtype or "float32", options=options, **more)
             info, folder = behind.info(), behind.key
         if spec.keep is not None:
             key = "keep"
@@ -318,7 +326,7 @@ def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path | Non
             info = model_info(spec.model, keep=keep)
         if spec.exit is not None:
             key = "exit"
-            info = at_exit(info, spec.model, spec.exit, keep)
+            info = at_exit(info, spec.model if spec.backend == "family" else folder_of(spec.model), spec.exit, keep)
     except UserError as error:
         raise _mistake(str(error), file, member, key) from None
     return Agent(

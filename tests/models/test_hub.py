@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aiflow_agents import catalog
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.backends import Behind, behind
+from aiflow_agents.models.family.export import plain
 from aiflow_agents.models.family.model import FamilyModel
-from aiflow_agents.models.hub import HubModel, hub_info
-from aiflow_agents.models.protocol import CallError, Reply, Request, Sampling, Turn, Want
+from aiflow_agents.models.hub import HubModel, _counted, hub_info
+from aiflow_agents.models.protocol import CallError, Parcel, Reply, Request, Sampling, Turn, Want
 from aiflow_agents.skills.questions import TRAINED
 from aiflow_agents.skills.splits import stream
 
@@ -50,10 +54,12 @@ def test_the_same_text_and_probabilities_as_our_own_engine(both: Any) -> None:
             assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-4)
 
 
-def test_its_shape_is_counted_from_the_files_as_ours_is(both: Any) -> None:
+def test_its_shape_is_counted_from_the_files_as_ours_is(both: Any, tally: Path) -> None:
     theirs, ours = (model.info for model in both)
-    assert theirs.shape == ours.shape and theirs.max_context == ours.max_context
-    assert (theirs.engine, theirs.capabilities) == ("transformers", {"logprobs"})
+    assert (theirs.engine, theirs.capabilities) == ("transformers", {"logprobs", "hidden"})
+    assert (theirs.weights_hash, theirs.tokenizer_hash, theirs.shape) == (ours.weights_hash, ours.tokenizer_hash, ours.shape)
+    counted = _counted(tally, "float32")  # as of a model that our decoder does not know
+    assert counted.shape == ours.shape and counted.max_context == ours.max_context and counted.space == ""
 
 
 def test_a_stop_string_ends_an_answer_before_it(both: Any) -> None:
@@ -74,10 +80,14 @@ def test_a_sampled_answer_depends_on_its_seed_and_not_on_its_company(both: Any) 
 def test_what_cannot_be_answered_fails_alone(both: Any) -> None:
     model = both[0]
     long = Request((Turn("user", "1+" * 300),))
-    found = model.generate([*questions(1), long, Request((Turn("system", "be brief"),)), Request((Turn("user", "1"),), want=Want(1)), Request((Turn("user", "1"),), score="2")])
+    one = (Turn("user", "1"),)
+    parcel = Parcel("00", 1, "00", Want(1), 1, ())
+    cannot = [Request(one, score="2"), Request(one, exit=1), Request(one, parcel=parcel), Request(one, want=Want(1, lower=True)), Request(one, want=Want(9))]
+    found = model.generate([*questions(1), long, Request((Turn("system", "be brief"),)), *cannot])
     assert isinstance(found[0], Reply)
-    assert [found[i].kind for i in (1, 2, 3, 4)] == ["too-long", "refused", "refused", "refused"]
-    assert all(isinstance(error, CallError) for error in found[1:]) and "without system turns" in found[2].message
+    assert [error.kind for error in found[1:]] == ["too-long", *["refused"] * 6]
+    words = ("without system turns", "a given text", "choose an exit", "go on from hidden", "keys and values", "the input of layer 9: it has 4 layers")
+    assert all(isinstance(error, CallError) and said in error.message for error, said in zip(found[2:], words, strict=True))
 
 
 def test_what_is_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +106,76 @@ def test_a_key_brings_the_same_backend_to_another_process(tally: Path) -> None:
     model = behind(there.key).load()
     (reply,) = model.generate([Request((Turn("user", "37*8="),))])
     assert isinstance(reply, Reply) and isinstance(model, HubModel) and math.isfinite(sum(reply.logprobs or ()))
+
+
+# --- hidden states ---
+
+
+def test_hidden_states_are_those_of_our_own_engine(both: Any) -> None:
+    asked = [replace(request, want=Want(2, "float32")) for request in questions(20)]
+    (theirs, packed), (ours, held) = (model.exchange(asked, {}) for model in both)
+    for a, b in zip(theirs, ours, strict=True):
+        assert (a.text, a.token_ids) == (b.text, b.token_ids)
+        assert (a.parcel.prompt, a.parcel.draft, a.parcel.weights_hash, a.parcel.want) == (b.parcel.prompt, b.parcel.draft, b.parcel.weights_hash, b.parcel.want)
+        assert (a.parcel.nbytes, a.work) == (len(packed[a.parcel.digest]), None)
+        here, there = both[0].courier.unpack(packed[a.parcel.digest], a.parcel), both[1].courier.unpack(held[b.parcel.digest], b.parcel)
+        assert here.token_ids == there.token_ids
+        torch.testing.assert_close(here.hidden, there.hidden, atol=1e-4, rtol=1e-4)
+
+
+def test_our_own_engine_goes_on_from_them(both: Any) -> None:
+    asked = questions(20)
+    theirs, packed = both[0].exchange([replace(request, want=Want(1)) for request in asked], {})
+    onward = [Request(request.messages, request.max_tokens, parcel=reply.parcel) for request, reply in zip(asked, theirs, strict=True)]
+    resumed, _ = both[1].exchange(onward, packed)
+    assert [reply.text for reply in resumed] == [reply.text for reply in both[1].generate(asked)]
+    nothing = [replace(one, parcel=replied.parcel) for one, replied in zip(onward, reversed(theirs), strict=True)]  # of another question
+    assert [reply.text for reply in both[1].exchange(nothing, packed)[0]] != [reply.text for reply in resumed]
+
+
+def test_without_an_answer_only_the_layers_below_are_billed(both: Any) -> None:
+    (theirs,), _ = both[0].exchange([replace(questions(1)[0], want=Want(2), max_tokens=0)], {})
+    (ours,), _ = both[1].exchange([replace(questions(1)[0], want=Want(2), max_tokens=0)], {})
+    assert (theirs.text, theirs.tokens_out, theirs.work, theirs.parcel.nbytes) == ("", 0, ours.work, ours.parcel.nbytes)
+
+
+def test_agents_of_one_model_on_two_engines_understand_each_other(tally: Path) -> None:
+    from aiflow_agents.runtime.agent import Agent
+    from aiflow_agents.wire.handshake import meet
+
+    ours, theirs, other = (
+        Agent("a", "a", Behind(kind=kind, model=str(folder)).info(), "phone", "phone")
+        for kind, folder in (("family", tally), ("transformers", tally), ("transformers", catalog.find("model", "quill").path))
+    )
+    assert "hidden" in meet(theirs.hello, ours.hello, 2).forms and "hidden" not in meet(other.hello, ours.hello, 2).forms
+    assert ours.fingerprint != theirs.fingerprint  # what one says is not remembered as the other's
+
+
+# --- models of other kinds ---
+
+
+def test_a_model_without_a_chat_template_reads_line_by_line(tally: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    bare = tmp_path / "bare"
+    shutil.copytree(tally, bare)
+    (bare / "chat_template.jinja").unlink()
+    model = HubModel.load(str(bare))
+    (reply,) = model.generate([Request((Turn("user", "6*7="), Turn("user", "41", "oak"), Turn("user", "6*7=")), 8)])
+    ids = model.tokenizer("6*7=\noak: 41\n6*7=", return_tensors="pt")["input_ids"]
+    said = AutoModelForCausalLM.from_pretrained(bare, dtype=torch.float32).generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert isinstance(reply, Reply) and reply.tokens_in == ids.shape[1] and list(reply.token_ids) == said.tolist()
+
+
+def test_one_exit_of_a_family_as_a_plain_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AIFLOW_CACHE", str(tmp_path))
+    willow = catalog.find("model", "willow").path
+    ours, theirs, whole = FamilyModel.load(willow), HubModel.load(str(willow), exit=1), HubModel.load(str(willow))
+    asked = [replace(request, exit=1) for request in questions(20)]
+    same = [(reply.text, reply.token_ids) for reply in ours.generate(asked)]
+    assert [(reply.text, reply.token_ids) for reply in theirs.generate(asked)] == same
+    assert [reply.text for reply in whole.generate(questions(20))] == [reply.text for reply in ours.generate(questions(20))]
+    assert theirs.generate([replace(asked[0], exit=3)])[0].kind == "refused"
+    made = {folder: folder.stat().st_mtime_ns for folder in tmp_path.glob("exits/*/*")}
+    assert sorted(folder.name for folder in made) == ["willow-exit1", "willow-exit7"]
+    assert plain(willow, 1) in made and made == {folder: folder.stat().st_mtime_ns for folder in tmp_path.glob("exits/*/*")}  # made once

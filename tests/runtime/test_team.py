@@ -228,9 +228,14 @@ def test_one_team_mixes_engines(place: Path) -> None:
         ("{backend: http, model: gpt, tier: edge, http: {url: 'http://h/v1'}}", "name a shape with costs_as"),
         ("{backend: http, model: gpt, tier: edge, costs_as: qwen3-8b, http: {url: 'h/v1'}}", "expected http"),
         ("{model: alder, tier: edge, http: {url: 'http://h/v1'}}", "http is not for the backend family"),
-        ("{backend: transformers, model: alder, tier: edge, exit: 1}", "the backend transformers has none"),
-        ("{model: alder, tier: edge, dtype: float16}", "dtype is for the backend transformers"),
-        ("{backend: mlx, model: alder, tier: edge}", "no backend named 'mlx'; known: family, http, transformers; packages bring others"),
+        ("{backend: http, model: gpt, tier: edge, costs_as: qwen3-8b, http: {url: 'http://h/v1'}, exit: 1}", "the backend http has none"),
+        ("{backend: transformers, model: alder, tier: edge, exit: 1}", "members.tim.exit"),
+        ("{backend: vllm, model: alder, tier: edge, keep: 0.5}", "keep chooses a size of a decomposed model; the backend vllm has none"),
+        ("{backend: vllm, model: alder, tier: edge, vllm: {max_model_length: 64}}", "members.tim.vllm.max_model_length: unknown key; did you mean 'max_model_len'?"),
+        ("{backend: vllm, model: alder, tier: edge, vllm: {gpu_memory_utilization: 1.5}}", "less than or equal to 1"),
+        ("{backend: transformers, model: alder, tier: edge, vllm: {max_model_len: 64}}", "vllm is not for the backend transformers"),
+        ("{model: alder, tier: edge, dtype: float16}", "dtype is for the backends transformers and vllm, not family"),
+        ("{backend: mlx, model: alder, tier: edge}", "no backend named 'mlx'; known: family, http, transformers, vllm; packages bring others"),
     ],
 )
 def test_what_does_not_belong_to_a_backend_is_said_with_its_line(place: Path, line: str, said: str) -> None:
@@ -238,3 +243,22 @@ def test_what_does_not_belong_to_a_backend_is_said_with_its_line(place: Path, li
     with pytest.raises(ConfigError, match=r"mixed.yaml:3: ") as error:
         Team.load("mixed")
     assert said in str(error.value)
+
+
+def test_where_vllm_is_missing_the_team_says_so_with_the_remedy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "agents/fast.yaml").write_text("network: flat\nmembers:\n  tim: {backend: vllm, model: alder, tier: edge}\n")
+    monkeypatch.setattr("aiflow_agents.models.vllm.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"fast.yaml:3: members.tim.model: the backend vllm needs vLLM, which is not installed: pip install 'aiflow-agents\[vllm\]'"):
+        Team.load("fast")
+
+
+def test_a_member_on_vllm_is_what_its_file_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiflow_agents.models.backends import behind
+
+    line = "{backend: vllm, model: alder, tier: edge, dtype: bfloat16, vllm: {max_model_len: 64, enforce_eager: false}}"
+    (place / "agents/fast.yaml").write_text(f"network: flat\nmembers:\n  tim: {line}\n  ann: {{model: alder, tier: device}}\n")
+    monkeypatch.setattr("aiflow_agents.models.vllm.find_spec", lambda name: object())
+    tim, ann = Team.load("fast")
+    assert (tim.info.engine, tim.info.dtype, tim.info.max_context, tim.info.capabilities) == ("vllm", "bfloat16", 64, {"logprobs"})
+    assert behind(tim.folder).options == {"max_model_len": 64, "enforce_eager": False}
+    assert tim.fingerprint != ann.fingerprint and tim.info.weights_hash == ann.info.weights_hash

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +45,38 @@ def export_branch(folder: str | Path, exit: int, out: str | Path) -> Path:
         plain["layer_types"] = ["full_attention"] * len(path)
     write(out, plain, tensors, beside=folder)
     return out
+
+
+def plain(folder: str | Path, exit: int | None = None) -> Path:
+    """A model folder as any other engine reads it: itself, or of a family the checkpoint of one exit (default: the last).
+
+    That is made when it is first asked for, and kept under AIFLOW_CACHE (default: ~/.cache/aiflow). Raises `UserError` for an exit that is not there.
+    """
+    folder = Path(folder)
+    raw = read_json(folder / "config.json")
+    if exit is None and raw.get("model_type") not in RUYI and not {"early_exit_points", "rank"} & set(raw):
+        return folder
+    exit = DecoderConfig.read(folder).exits[-1] if exit is None else exit
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", *weight_files(folder), *(folder / name for name in BESIDE if (folder / name).exists())):
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    kept = cache() / "exits" / digest.hexdigest()[:24] / f"{folder.resolve().name}-exit{exit}"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as part:
+            made = export_branch(folder, exit, Path(part) / "made")
+            try:
+                made.rename(kept)  # whole, or not at all: several hosts may be at it
+            except OSError:
+                if not kept.exists():
+                    raise
+    return kept
+
+
+def cache() -> Path:
+    """Where this package keeps what it can make again."""
+    return Path(os.environ.get("AIFLOW_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aiflow")
 
 
 def write(out: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], *, beside: Path, also: Sequence[str] = ()) -> None:
