@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from aiflow_agents.cli.bench_backends import backends
 from aiflow_agents.cli.bench_controls import controls
 from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_judge import judge
@@ -21,6 +22,7 @@ from aiflow_agents.cli.bench_wire import wire
 bench = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure this installation. Medians over rounds in which both sides run by turns."
 )
+bench.command("backends", short_help="One model behind every backend: the same text, and how fast.")(backends)
 bench.command("controls", short_help="Does the judge say `beats` where it must not?")(controls)
 bench.command("family")(family)
 bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)

@@ -29,8 +29,10 @@ Backend = Annotated[str, AfterValidator(_known)]
 
 
 class Behind(BaseModel):
-    """Which backend answers for a model, with what that needs: `dtype` for transformers and vllm, and the `exit` of a family; the `options` of vllm, or
-    of an `Endpoint` for http, with a shape; of an installed one the `options` are its own.
+    """Which backend answers for a model, with what that needs.
+
+    For transformers and vllm a `dtype`, and an `exit` where the model is a family; for vllm its `options`; for http those of an `Endpoint`, and a
+    shape; for an installed one the `options` are its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

