@@ -40,8 +40,8 @@ def bench_backends(
 ) -> dict[str, Any]:
     """All backends loaded at once, then asked all questions in `repeats` rounds, by turns, in one batch each.
 
-    Returns `model, exit, questions, max_tokens, backends: [{backend, load_s, tokens, tokens_per_s, ratio, ratios, identical, ties, different}]`. Rates
-    are medians over rounds, `ratio` the median of the rounds' ratios to family's rate; `ties` and `different` list the answers that part from
+    Returns `model, exit, questions, max_tokens, backends: [{backend, load_s, tokens, tokens_per_s, ratio, ratios, identical, ties, different}]`.
+    Rates are medians over rounds, `ratio` the median of the rounds' ratios to family's rate; `ties` and `different` list the answers that part from
     family's, as `question, family, other, at, gap`. Raises `UserError` for a backend that cannot be had, AIFlowError where one refuses a question.
     """
     with ExitStack() as stack:

@@ -1,4 +1,7 @@
-"""A real `vllm serve` on loopback, for as long as a measurement or a test needs one."""
+"""A real server of vLLM on loopback, for as long as a measurement or a test needs one.
+
+It is started as what `vllm serve` starts: the CPU build, whose distribution has another name, stops at `vllm serve` before it has begun (0.32.0).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ def serving(folder: Path, name: str, *, dtype: str = "float32", max_model_len: i
     if not installed():
         raise UserError("a server of vLLM needs vLLM, which is not installed; see `aiflow doctor`")
     port = _free_port()
-    words = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--dtype", dtype, "--enforce-eager"]
+    words = ["--model", str(folder), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--dtype", dtype, "--enforce-eager"]
     more = ["--max-model-len", str(max_model_len), "--kv-cache-memory-bytes", str(int(KV_CACHE_GB * 2**30))]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.cli.main", *words, *more],
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *more],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, start_new_session=True,
         )  # fmt: skip
         try:
@@ -37,7 +40,7 @@ def serving(folder: Path, name: str, *, dtype: str = "float32", max_model_len: i
             if not _comes_up(server, url):
                 log.seek(0)
                 said = log.read().decode(errors="replace").strip().splitlines()
-                raise UserError(f"`vllm serve {folder}` did not come up: {said[-1] if said else 'it said nothing'}")
+                raise UserError(f"vLLM's server did not come up with {folder}: {said[-1] if said else 'it said nothing'}")
             yield f"{url}/v1"
         finally:
             _end(server)

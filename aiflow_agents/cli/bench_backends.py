@@ -12,7 +12,7 @@ def backends(
     model: Annotated[str, typer.Argument(help="A model by name or path.")],
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="transformers, vllm or http (`vllm serve` on loopback), beside family; repeatable. Default: all that run here.", show_default=False),
+        typer.Option(help="transformers, vllm or http (a server of vLLM on loopback), beside family; repeatable. Default: all that run here.", show_default=False),
     ] = None,
     exit: Annotated[int | None, typer.Option(min=0, help="Of a family.", show_default=False)] = None,
     suite: Annotated[str, typer.Option(help="Whose test questions are asked.")] = "specialists",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,6 +95,5 @@ def test_the_same_text_through_every_backend(oak: Path, questions: list[str]) ->
     """500 questions through our decoder, transformers, vLLM in this process, and a real `vllm serve`."""
     found = bench.bench_backends(oak, questions, repeats=1)
     assert [row["backend"] for row in found["backends"]] == list(bench.BACKENDS)
-    print(json.dumps(found, indent=1))
     for row in found["backends"]:
         assert row["different"] == [] and row["identical"] + len(row["ties"]) == 500 and len(row["ties"]) < 5
