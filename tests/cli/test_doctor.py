@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import struct
@@ -16,7 +17,7 @@ import aiflow_agents
 from aiflow_agents import catalog
 from aiflow_agents.cli import doctor as doctor_module
 from aiflow_agents.cli import main as door
-from aiflow_agents.cli.doctor import Finding, check_engine, check_library, check_models, weights_fault
+from aiflow_agents.cli.doctor import Finding, check_backends, check_engine, check_library, check_models, weights_fault
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Reply, Request
 
@@ -109,6 +110,29 @@ def test_a_broken_torchvision_is_found_with_the_line_that_removes_it(tmp_path: P
     assert "nms does not exist" in found["torchvision"]["detail"]
     assert found["torchvision"]["remedy"].startswith("pip uninstall -y torchvision torchaudio torchcodec")
     assert "inline" in found["ray"]["remedy"]
+
+
+def test_a_transformers_that_imports_but_has_no_models_is_found(tmp_path: Path) -> None:
+    """As it is with a torchvision for CUDA beside a CPU torch: `import transformers` is well, and no model can be had."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "transformers.py").write_text("__version__ = '0'\ndef __getattr__(name):\n    import torchvision\n")
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("__version__ = '9'\ndef __getattr__(name):\n    raise OSError('libcuda.so.1: cannot open\\nmore')\n")
+    look = "import dataclasses, json; from aiflow_agents.cli.doctor import check_backends as check; print(json.dumps([dataclasses.asdict(f) for f in check()]))"
+    path = os.pathsep.join(map(str, (tmp_path, Path(aiflow_agents.__file__).parents[1], *filter(None, [os.environ.get("PYTHONPATH")]))))
+    said = subprocess.run([sys.executable, "-c", look], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    theirs, vllm, backends = json.loads(said.stdout)
+    assert (theirs["name"], theirs["state"], backends["state"], backends["detail"]) == ("backend transformers", "broken", "ok", "family, http")
+    assert "nms does not exist" in theirs["detail"] and theirs["remedy"].startswith("pip uninstall -y torchvision")
+    assert (vllm["name"], vllm["state"], vllm["detail"]) == ("backend vllm", "broken", "OSError: libcuda.so.1: cannot open")
+
+
+def test_what_is_not_installed_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "vllm" else found(name, *more))
+    (backends,) = check_backends()
+    assert backends.state == "ok" and backends.detail.startswith("family, transformers, http; vllm is not installed (pip install 'aiflow-agents[vllm]'")
 
 
 class Engine:
