@@ -108,7 +108,9 @@ def _answered(name: str, reply: Any) -> Reply:
 
 
 def _compared(family: FamilyModel, exit: int | None, questions: Sequence[str], ours: Sequence[Reply], theirs: Sequence[Reply]) -> dict[str, Any]:
-    identical, ties, different = 0, [], []
+    identical = 0
+    ties: list[dict[str, Any]] = []
+    different: list[dict[str, Any]] = []
     for question, mine, other in zip(questions, ours, theirs, strict=True):
         if mine.text == other.text:
             identical += 1

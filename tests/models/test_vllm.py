@@ -117,9 +117,10 @@ def test_a_team_of_three_engines_under_ray_says_what_it_says_on_one(tmp_path: Pa
 
     plain = "{model: tally, tier: device}", "{model: knot, tier: edge}", "{model: oak, tier: cloud}"
     mixed = plain[0], "{backend: transformers, model: knot, tier: edge}", "{backend: vllm, model: oak, tier: cloud, vllm: {max_model_len: 128}}"
-    said = []
+    said: list[Any] = []
     for name, members, hosts in (("plain", plain, InlineHosts()), ("mixed", mixed, RayHosts(count=1))):
-        file, results = tmp_path / f"{name}.yaml", []
+        file = tmp_path / f"{name}.yaml"
+        results: list[Any] = []
         file.write_text("network: home-wifi\nmembers:\n" + "".join(f"  {who}: {line}\n" for who, line in zip("abc", members, strict=True)))
         jobs = [Job("debate", load_topology("debate", {"rounds": 1}), Task(text, text), Team.load(file), traced=True) for text in ("84*7=", "17%5=", "12+30=")]
         try:
@@ -127,5 +128,5 @@ def test_a_team_of_three_engines_under_ray_says_what_it_says_on_one(tmp_path: Pa
         finally:
             hosts.close()
         assert all(result.error is None and result.usage.calls == 6 for result in results)
-        said.append({(result.job.task.id, span.id): span.what for result in results for span in result.spans if span.kind == "call"})
+        said.append({(result.job.task.id, span.message): span.text for result in results for span in result.spans if span.kind == "call"})
     assert len(said[0]) == 18 and said[0] == said[1]
