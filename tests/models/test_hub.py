@@ -151,6 +151,28 @@ def test_agents_of_one_model_on_two_engines_understand_each_other(tally: Path) -
     assert ours.fingerprint != theirs.fingerprint  # what one says is not remembered as the other's
 
 
+def test_a_team_on_two_engines_hands_a_hidden_state_over(tmp_path: Path, stage: Any) -> None:
+    from aiflow_agents import Team
+    from aiflow_agents.runtime.hosts import InlineHosts
+
+    (tmp_path / "two.yaml").write_text(
+        "network: home-wifi\nmembers:\n  phone: {backend: transformers, model: tally, tier: device}\n  cloud: {model: tally, tier: cloud}\n"
+    )
+
+    async def over(team: Any) -> Any:
+        first = await team["phone"].ask("37*8=", want=Want(2))
+        return await (await team["cloud"].ask("37*8=", resume=first.as_("hidden"))).to(team.home)
+
+    async def alone(team: Any) -> Any:
+        return await (await team["cloud"].ask("37*8=")).to(team.home)
+
+    team = Team.load(tmp_path / "two.yaml")
+    handed, asked = (stage.do(team, how, hosts=InlineHosts()) for how in (over, alone))
+    assert handed.error is None and handed.answer == asked.answer
+    # it did not read the question again: one pass over what came, and the states travelled
+    assert handed.usage.wire_bytes > asked.usage.wire_bytes + 1000
+
+
 # --- models of other kinds ---
 
 
