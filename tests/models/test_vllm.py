@@ -110,8 +110,9 @@ def test_what_vllm_will_not_have_is_one_line_in_its_own_words() -> None:
 def test_a_team_of_three_engines_under_ray_says_what_it_says_on_one(tmp_path: Path) -> None:
     """One conversation; vLLM lives in the host's process, which is a Ray actor."""
     from aiflow_agents import Team, load_topology
-    from aiflow_agents.runtime.hosts import InlineHosts, RayHosts
+    from aiflow_agents.runtime.hosts import InlineHosts
     from aiflow_agents.runtime.memory import Memory
+    from aiflow_agents.runtime.ray_hosts import RayHosts
     from aiflow_agents.runtime.run import Job, run_jobs
     from aiflow_agents.runtime.task import Task
 
