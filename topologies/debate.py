@@ -1,4 +1,4 @@
-"""Everyone answers; then, `rounds` times, everyone hears the others and answers again (Du et al., arXiv:2305.14325).
+"""Everyone answers; then, `rounds` times, everyone hears the others and answers again (Du et al., arXiv:2305.14325), or rates what they said.
 
     a <--> b
      \\    /
@@ -6,9 +6,12 @@
        c
 """
 
+from itertools import chain
+from typing import Literal
+
 from pydantic import NonNegativeInt
 
-from aiflow_agents.errors import OverBudget
+from aiflow_agents.errors import OverBudget, UnmetNeed
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -19,16 +22,23 @@ from aiflow_agents.wire.message import Message
 
 
 class Debate(Topology):
-    """`graph` says who hears whom: complete, ring, path, star, or edges such as `ash-elm,elm>fir`."""
+    """`graph` says who hears whom: complete, ring, path, star, or edges such as `ash-elm,elm>fir`.
+
+    `reply`: with `ratings` nobody answers again. Everyone says instead how likely it holds each answer that it heard, which ends the debate; `pooled` is
+    the decision made for that.
+    """
 
     rounds: NonNegativeInt = 1
     graph: str = "complete"
+    reply: Literal["answers", "ratings"] = "answers"
     decide: Decision = weighted
     needs = Needs(members=2)
 
     def check(self, team: Team) -> None:
         super().check(team)
         hears(self.graph, list(team.agents))
+        if self.reply == "ratings" and (mute := [agent.name for agent in team if "score" not in agent.info.capabilities]):
+            raise UnmetNeed(f"topology 'debate' with ratings needs members who can say how likely an answer is; {mute[0]} cannot")
 
     async def run(self, task: Task, team: Team) -> Message:
         audience = hears(self.graph, list(team.agents))
@@ -36,6 +46,9 @@ class Debate(Topology):
         for _ in range(self.rounds):
             heard = {name: [drafts[other] for other in audience[name] if other in drafts] for name in team.agents}
             try:
+                if self.reply == "ratings":
+                    rated = await gather(agent.rate(task.question, [*heard[agent.name], *filter(None, [drafts.get(agent.name)])]) for agent in team)
+                    return await self.decide([*drafts.values(), *chain.from_iterable(rated)], at=team.home)
                 replies = await gather(agent.ask(task.question, heard=heard[agent.name]) for agent in team)
             except OverBudget:  # a round that not all can pay for decides nothing
                 break

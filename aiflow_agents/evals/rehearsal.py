@@ -118,7 +118,7 @@ class _Stage:
         return {model: [self._reply(model, request) for request in requests] for model, requests in batches.items()}
 
     def _reply(self, model: str, request: Request) -> Reply:
-        text = str(stable_hash(model, request.messages, request.seed, request.exit) % 1000)
+        text = request.score or str(stable_hash(model, request.messages, request.seed, request.exit) % 1000)
         tokens_in = sum(len(turn.content) for turn in request.messages)
         parcel = Parcel(text, 1, self.weights[model], request.want, 1, (0, 0)) if request.want else None
         return Reply(text, (0, 0), (math.log(0.01), 0.0), tokens_in, 2, parcel=parcel)

@@ -84,7 +84,7 @@ class Request:
     said too, and speaks on from there; `messages` are then not read. `begin` are tokens of the answer that are there already: the model reads them
     behind the prompt and goes on; `max_tokens` counts them too. A model that sees answers from a `picture`, which lies where it computes, and from
     the `features` of pictures that lie elsewhere. With `score` nothing is generated: the reply is that text, with the log-probability of each of its
-    tokens behind the prompt.
+    tokens behind the prompt; with `ended` as the whole of an answer, so that of the token which ends it comes last.
     """
 
     messages: tuple[Turn, ...]
@@ -101,6 +101,7 @@ class Request:
     picture: Picture | None = None
     features: tuple[Parcel, ...] = ()
     score: str = ""
+    ended: bool = False
 
     @property
     def parcels(self) -> tuple[Parcel, ...]:

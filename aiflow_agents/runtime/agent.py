@@ -12,6 +12,7 @@ from typing import Literal
 from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
 from aiflow_agents.models.protocol import GREEDY, CallError, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
+from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
@@ -19,7 +20,7 @@ from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
-from aiflow_agents.wire.message import Cargo, Draft, Message
+from aiflow_agents.wire.message import Cargo, Draft, Message, bring, standing_at
 
 _SINGLE = struct.Struct("<f")
 
@@ -83,6 +84,7 @@ class Agent:
         last: bool = False,
         sees: Message | None = None,
         features: Sequence[Message] = (),
+        rate: Message | None = None,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
@@ -100,6 +102,8 @@ class Agent:
         A model that sees answers from the picture that lies at its node (or from `sees`, another one there), and from `features`: messages as
         "hidden" of others of its family, who kept them of their pictures with `want`. An empty question, with `max_tokens` 0, is not sent at all.
         What is said of a picture that stays at its node travels only in the forms that were released.
+
+        `rate`: another one's answer to this question. Nothing is generated: the message repeats it, with how likely this agent holds it to be right.
 
         Raises MemberFailed when the model refuses the call, OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden
         states, SpacesDiffer for those of another model.
@@ -120,9 +124,10 @@ class Agent:
                 drafted = self._begun(begin, top, want)
                 told = [parcel for message in features if (parcel := await self._understood(message, "refuse"))]
                 drawn_from = [message for message in (begin if drafted.token_ids else None, *features) if message is not None]
+                rated = () if rate is None else (rate,)
                 before = scene.before(asked)
                 led = ([asked] if asked._said else []) + ([scene.transcript()] if before else [])
-                await scene.bring((*led, *heard, *drawn_from), self.node)
+                await scene.bring((*led, *heard, *drawn_from, *rated), self.node)
                 request = self._request(asked, before, heard, instruct, sampling or self.sampling, sample, dialogue, last)
                 if picture is not None or told:
                     request = replace(request, picture=None if picture is None else picture._seen, features=tuple(told))
@@ -130,6 +135,8 @@ class Agent:
                     request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
                 if begin is not None or top is not None:
                     request = replace(request, begin=drafted.token_ids, top=top)
+                if rate is not None:
+                    request = replace(request, max_tokens=0, score=self._rated(rate), ended=True)
             start_s = scene.now()
             reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, Call(self.folder, self.fingerprint, request))
             if scene.called:
@@ -143,7 +150,7 @@ class Agent:
         cargo: Cargo | None = reply.parcel
         if begin is not None or top is not None:
             cargo, confidence = self._drafted(request, reply, drafted if begin is not None else None)
-        sources = [*heard, *features, *(message for message in (begin, picture) if message is not None)]
+        sources = [*heard, *features, *(message for message in (begin, picture, rate) if message is not None)]
         id, parents = scene.next_id(self.name), tuple([message.id for message in sources])
         stays = next((message._stays for message in (asked, *sources) if message.node == self.node and message._stays is not None), None)
         if reply.parcel is not None:
@@ -151,9 +158,28 @@ class Agent:
         if scene.listener:
             scene.listener(Span("call", self.name, self.node, start_s, scene.now(), id, reply.text, heard=parents, confidence=confidence))
         message = Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
-        if scene.meter is not None:
+        if scene.meter is not None and rate is None:
             scene.answered(message, question)
         return message
+
+    async def rate(self, question: str | Message, drafts: Sequence[Message]) -> list[Message]:
+        """How likely this agent holds each answer among these drafts to be right: a message for every different one that it has not given itself.
+
+        Raises as `ask` does.
+        """
+        here = await bring(drafts, self.node)
+        with standing_at(self.node):
+            own = {draft.answer for draft in here if draft.author == self.name}
+            others = {draft.answer: draft for draft in reversed(here) if draft.answer and draft.answer not in own}
+        return await gather(self.ask(question, rate=draft) for draft in reversed(others.values()))
+
+    def _rated(self, message: Message) -> str:
+        """What is rated, if this agent can: the text that has come."""
+        if "score" not in self.info.capabilities:
+            raise UnmetNeed(f"{self.name} cannot rate an answer: its model {self.info.name} does not say how likely a given text is")
+        if not message._said:
+            raise UnmetNeed(f"{self.name} cannot rate message {message.id}, which says nothing")
+        return message._said
 
     def _picture(self, sees: Message | None, features: Sequence[Message]) -> Message | None:
         """The picture that lies at this agent's node, if its model sees."""

@@ -35,7 +35,7 @@ def digest(key: Key) -> bytes:
     if request.picture or request.features:
         said.append({"picture": request.picture and request.picture.digest, "features": [parcel.digest for parcel in request.features]})
     if request.score:
-        said.append({"score": request.score})
+        said.append({"score": request.score} | ({"ended": True} if request.ended else {}))
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 

@@ -222,7 +222,10 @@ class Scene:
         fresh = read not in self._prefilled
         self._prefilled.add(read)
         drafted = bool(request.begin or request.top)
-        work = self._going_on(read, fresh, request.begin, shape, reply) if drafted else _Work.of(shape, reply, fresh)
+        if request.score:
+            work = _Work.scored(shape, request, reply, fresh)
+        else:
+            work = self._going_on(read, fresh, request.begin, shape, reply) if drafted else _Work.of(shape, reply, fresh)
         if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
             work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
         steps, tokens_out, cut = work.steps, reply.tokens_out, False
@@ -297,6 +300,15 @@ class _Work(NamedTuple):
         single = [run for run in reply.work if run.share == 1.0 and run.positions == 1]
         flops, nbytes = (sum(price(run) for run in first) for price in (shape.pass_flops, shape.pass_bytes))
         return cls(reply.tokens_in, flops, nbytes, sum(map(shape.pass_flops, single)), len(single))
+
+    @classmethod
+    def scored(cls, shape: Shape, request: Request, reply: Reply, fresh: bool) -> _Work:
+        """A given text is read in one pass, behind a prompt that is read with it only if it is `fresh`. Its end is predicted and not read."""
+        text = len(reply.token_ids) - request.ended
+        context = 0 if fresh else reply.tokens_in - text
+        new = reply.tokens_in - context
+        run = Pass(1.0, new, context, len(reply.token_ids), min(new, len(reply.token_ids)))
+        return cls(new, shape.pass_flops(run), None, 0.0, 0)
 
 
 class _Move:

@@ -1,6 +1,6 @@
 """How several answers become one. A decision takes place somewhere: what it reads is moved there first, and paid for.
 
-`majority`, `weighted` and `most_confident` are decisions; any `async (drafts, *, at) -> Message` is one.
+`majority`, `weighted`, `pooled` and `most_confident` are decisions; any `async (drafts, *, at) -> Message` is one.
 """
 
 from __future__ import annotations
@@ -56,6 +56,18 @@ async def weighted(drafts: Sequence[Message], *, at: str, voices: Mapping[str, f
         return _spokesman(here, lambda message: doubt[message.answer])
 
 
+async def pooled(drafts: Sequence[Message], *, at: str) -> Message:
+    """The answer that all together hold likeliest: the largest mean log-confidence of those who gave or rated it (logarithmic opinion pool: Genest
+    and Zidek 1986). For drafts together with everybody's ratings of them; wants calibrated confidences, and one that is missing counts as 0.5.
+    """
+    here = await collect(drafts, at)
+    with standing_at(at):
+        held: dict[str, list[float]] = {}
+        for message in here:
+            held.setdefault(message.answer, []).append(log(max(0.5 if message.confidence is None else message.confidence, 1e-9)))
+        return _spokesman(here, lambda message: sum(held[message.answer]) / len(held[message.answer]))
+
+
 async def most_confident(drafts: Sequence[Message], *, at: str) -> Message:
     """The answer of the surest member."""
     here = await collect(drafts, at)
@@ -69,7 +81,9 @@ def _spokesman(messages: Sequence[Message], weight: Callable[[Message], Any]) ->
     return messages[best]
 
 
-DECISIONS: dict[str, Callable[..., Awaitable[Message]]] = {"majority": majority, "weighted": weighted, "most-confident": most_confident}
+DECISIONS: dict[str, Callable[..., Awaitable[Message]]] = {
+    "majority": majority, "weighted": weighted, "pooled": pooled, "most-confident": most_confident,
+}  # fmt: skip
 
 
 def _named(value: Any) -> Any:

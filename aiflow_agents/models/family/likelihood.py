@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from aiflow_agents.models.family.decoder import Decoder
+from aiflow_agents.models.family.engine import STEP
 
 ROWS = 64  # sequences that are read at once
 
@@ -21,7 +22,7 @@ def likelihood(
     for begin in range(0, len(order), ROWS):
         places = order[begin : begin + ROWS]
         rows = [[*prompts[i], *texts[i]] for i in places]
-        longest = max(map(len, rows))
+        longest = -(-max(map(len, rows)) // STEP) * STEP  # so that a row does not feel its company, as in `engine`
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])  # padding on the right is never read
         hidden = decoder.over(decoder.embed(tokens), decoder.config.path(exit))  # [rows, positions, width]
         for row, i in enumerate(places):

@@ -205,7 +205,9 @@ class FamilyModel:
 
         if self.eyes is not None:
             return [CallError("refused", f"{self.info.name} sees, and does not say how likely a given text is")] * len(requests)
-        prompts, texts = [self._prompt(request) for request in requests], [self.chat.ids(request.score) for request in requests]
+        end = end_ids(self.courier.folder)[:1]
+        prompts = [self._prompt(request) for request in requests]
+        texts = [[*self.chat.ids(request.score), *(end if request.ended else ())] for request in requests]
         replies: list[Reply | CallError] = []
         batch: list[tuple[list[int], list[int]]] = []
         for prompt, text, request in zip(prompts, texts, requests, strict=True):
@@ -214,7 +216,8 @@ class FamilyModel:
             elif len(prompt) + len(text) > self.info.max_context:
                 replies.append(CallError("too-long", f"{len(prompt)} tokens and a text of {len(text)}; the context is {self.info.max_context}"))
             else:
-                replies.append(Reply(request.score, tuple(text), None, len(prompt) + len(text), 0))
+                read = len(text) - (request.ended and bool(end))  # the end is only predicted
+                replies.append(Reply(request.score, tuple(text), None, len(prompt) + read, 0))
                 batch.append((prompt, text))
         found = iter(likelihood(self.engine.decoder, *zip(*batch, strict=True), exit) if batch else ())
         return [replace(reply, logprobs=next(found)) if isinstance(reply, Reply) else reply for reply in replies]
