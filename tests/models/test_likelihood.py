@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aiflow_agents.models.family.export import export_branch
-from aiflow_agents.models.family.model import FamilyModel
+from aiflow_agents.models.family.model import FamilyModel, end_ids
 from aiflow_agents.models.protocol import CallError, Reply, Request, Turn
 from aiflow_agents.runtime.memory import digest
 
@@ -67,10 +68,22 @@ def test_company_and_bad_requests_change_nothing(make_checkpoint: Any, add_token
     mixed = model.generate([long, *requests(), Request((Turn("user", "a"),), 4), refused])
     assert isinstance(mixed[0], CallError) and mixed[0].kind == "too-long" and isinstance(mixed[-1], CallError) and mixed[-1].kind == "refused"
     assert isinstance(mixed[-2], Reply) and mixed[-2].tokens_out > 0, "an ordinary call beside them is answered"
-    for one, other in zip(alone, mixed[1:-2], strict=True):
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5) and one.token_ids == other.token_ids
+    assert alone == mixed[1:-2], "to the bit"
+
+
+def test_the_end_of_an_answer_is_scored_with_it(make_checkpoint: Any, add_tokenizer: Any) -> None:
+    """Then the score of what a model says itself is the probability with which it says it."""
+    folder, _ = make_checkpoint("qwen3")
+    add_tokenizer(folder)
+    model = FamilyModel.load(folder)
+    (end, *_), oracle = end_ids(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for (question, text), plain, reply in zip(TEXTS, model.generate(requests()), model.generate(requests(ended=True)), strict=True):
+        prompt, ids = model.chat.prompt((Turn("user", question),)), [*model.chat.ids(text), end]
+        assert (reply.text, reply.token_ids, reply.tokens_in, reply.tokens_out) == (text, tuple(ids), plain.tokens_in, 0)  # type: ignore[union-attr]
+        assert -math.fsum(reply.logprobs) / len(ids) == pytest.approx(loss(oracle, prompt, ids), abs=2e-4)  # type: ignore[union-attr]
 
 
 def test_what_is_scored_is_part_of_what_is_remembered() -> None:
     one, other = requests()[:2]
-    assert len({digest(("m", one)), digest(("m", other)), digest(("m", Request(one.messages, 0)))}) == 3
+    asked = [one, other, Request(one.messages, 0), replace(one, ended=True)]
+    assert len({digest(("m", request)) for request in asked}) == len(asked)

@@ -28,10 +28,13 @@ from aiflow_agents.topology.load import load_topology
 from aiflow_agents.topology.selector import fit
 
 SHAPE = Shape(layers=4, width=8, heads=2, kv_heads=1, head_dim=4, block_params=4000, head_params=900, vocab=10)
-CAN = frozenset({"logprobs", "logits", "hidden", "resume", "vision"})
+CAN = frozenset({"logprobs", "logits", "hidden", "resume", "score", "vision"})
 MEMBERS = {"ann": ("phone", "coordinator", 1), "bob": ("tablet", "camera", 2), "tim": ("laptop", "server", 3), "kim": ("edge", "edge", None)}
-PARAMETERS: dict[str, dict[str, Any]] = {"debate": {"rounds": 2}, "logit-ensemble": {"gate": 0.6}, "exit-cascade": {"thresholds": (0.9, 0.9, 0.9)}}
-NAMES = sorted(entry.name for entry in catalog.entries("topology"))
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "debate": {"rounds": 2}, "debate, rating": {"reply": "ratings", "decide": "pooled"}, "logit-ensemble": {"gate": 0.6},
+    "exit-cascade": {"thresholds": (0.9, 0.9, 0.9)},
+}  # fmt: skip
+NAMES = sorted({entry.name for entry in catalog.entries("topology")} | PARAMETERS.keys())
 
 
 class Pretenders:
@@ -41,7 +44,7 @@ class Pretenders:
         return {model: [self._reply(model, request) for request in requests] for model, requests in batches.items()}
 
     def _reply(self, model: str, request: Request) -> Reply:
-        luck = stable_hash(model, request.messages, request.seed, request.begin, request.want)
+        luck = stable_hash(model, request.messages, request.seed, request.begin, request.want, request.score)
         turns, room = len(request.messages), request.max_tokens
         text = str(luck % 7) * (1 + luck % 9)
         if model == "ann" and 1 + luck % 5 > turns:  # a coordinator, whom to ask
@@ -57,6 +60,8 @@ class Pretenders:
         parcel = Parcel(f"{luck:x}", 40 + luck % 50, "0a" * 32, request.want, 5, tuple(range(made))) if request.want else None
         logprobs = (math.log(0.05 + luck % 90 / 100),) if made else ()
         tokens_in = 0 if request.parcel else sum(len(turn.content) for turn in request.messages) + 3 * turns
+        if request.score:
+            return Reply(request.score, tuple(range(len(request.score) + 1)), (math.log(0.05 + luck % 90 / 100),), tokens_in + len(request.score), 0)
         return Reply(text if room else "", tuple(range(made)), logprobs, tokens_in, made, finish, work, parcel, coded)
 
     def know(self, model: str, request: Request, reply: Reply) -> None: ...
@@ -103,7 +108,7 @@ def tasks() -> list[Task]:
 def pattern(name: str) -> Any:
     import numpy as np
 
-    topology = load_topology(name, PARAMETERS.get(name, {}))
+    topology = load_topology(name.partition(",")[0], PARAMETERS.get(name, {}))
     if name == "router":
         weights = fit(["1", "a", "b?"], np.eye(3, len(MEMBERS)))
         topology = topology.model_copy(update={"members": tuple(MEMBERS), "weights": weights})
