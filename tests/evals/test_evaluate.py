@@ -100,11 +100,12 @@ def test_a_rehearsal_ends_though_a_topology_would_not(room: Any, more: str) -> N
 
 def test_the_calls_of_a_dry_run_are_the_most_there_can_be(room: Any) -> None:
     twice = topology(room, "Twice", "        drafts = await team.ask(task.question)\n        return await team['ann'].ask(task.question, heard=drafts)")
-    names = ["majority", {"debate": {"rounds": 2}}, "router", "cascade", twice]
+    rating = {"reply": "ratings", "decide": "pooled"}
+    names = ["majority", {"debate": {"rounds": 2}}, {"debate": rating}, "router", "cascade", twice]
     counted = calls_at_most(plan("quiz", None, names, limit=12))
     calls = {name: arm["calls"] for name, arm in counted["arms"].items()}
     assert room.batches == 0
-    assert calls | {"ann": 1, "majority": 3, "debate(rounds=2)": 9, "router": 1, "cascade": 3, "twice": 4, "self-talk": 2, "random": 1} == calls
+    assert calls | {"ann": 1, "majority": 3, "debate(rounds=2)": 9, "debate(reply=ratings, decide=pooled)": 9, "router": 1, "cascade": 3, "twice": 4, "self-talk": 2, "random": 1} == calls
     assert counted["calls_at_most"]["all"] == counted["calls_at_most"]["dev"] + counted["calls_at_most"]["test"]
     report = room.evaluate("quiz", None, names, limit=12)
     assert {*counted["arms"]} >= {*report.summary["arms"]} - {"oracle"}

@@ -124,6 +124,36 @@ def test_confidence_is_the_product_of_the_answers_probabilities(stage: Any, prob
     assert confidence(stage, tuple(map(math.log, probabilities))) == pytest.approx(product, rel=1e-6)
 
 
+def test_who_rates_repeats_an_answer_with_how_likely_it_holds_it(stage: Any) -> None:
+    team = stage.team(ann=("phone", lambda request: (request.score or "41", 0.25)), tim=("tower", lambda request: (" 42 ", 0.9)))
+    can = replace(team["ann"], info=replace(team["ann"].info, capabilities=frozenset({"logprobs", "score"})), calibration=Calibration(2.0, 0.5))
+
+    async def run(team: Any) -> Any:
+        said = await team["tim"].ask("q")
+        rating = await can.ask("q", rate=said)
+        assert rating.heard == (said.id,) and rating.node == "phone" and rating.author == "ann"
+        ratings = await can.rate("q", [said, said.as_("answer"), await can.ask("q")])
+        assert len(ratings) == 1
+        return rating
+
+    result = stage.do(team, run)
+    assert (result.error, result.answer, result.confidence) == (None, "42", pytest.approx(Calibration(2.0, 0.5)(0.25)))
+    assert [request.score for request in stage.asked] == ["", " 42 ", ""]  # the same again is not asked again
+    assert stage.asked[1] == Request((Turn("user", "q"),), 0, score=" 42 ", ended=True)
+
+
+@pytest.mark.parametrize(("said", "why"), [("42", "tim cannot rate an answer: its model tim does not say"), ("", "ann cannot rate message tim.1, which says nothing")])
+def test_what_cannot_be_rated_is_said(stage: Any, said: str, why: str) -> None:
+    team = stage.team(ann="phone", tim=("phone", lambda request: said))
+    can = replace(team["ann"], info=replace(team["ann"].info, capabilities=frozenset({"logprobs", "score"})))
+
+    async def run(team: Any) -> Any:
+        draft = await team["tim"].ask("q")
+        return await (team["tim"] if said else can).ask("q", rate=draft)
+
+    assert why in str(stage.do(team, run).error)
+
+
 def test_without_logprobs_there_is_none(stage: Any) -> None:
     assert confidence(stage, None) is None
 
