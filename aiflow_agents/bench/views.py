@@ -96,7 +96,7 @@ def stem(spec: str) -> str:
 def _team(folder: Path, suite: Suite, asked: Views, watch: Watcher) -> tuple[Path, dict[str, str]]:
     """The suite's team with a model that has all codecs, and these: name -> spec. What is there already is not made again."""
     from aiflow_agents.models.family.model import FamilyModel, weights_hash
-    from aiflow_agents.training.sight_card import feature_sample
+    from aiflow_agents.training.feature_sample import feature_sample, needed_draws
     from aiflow_agents.wire import calibration
     from aiflow_agents.wire.codecs import fit, needs_fitting, parse
 
@@ -121,7 +121,7 @@ def _team(folder: Path, suite: Suite, asked: Views, watch: Watcher) -> tuple[Pat
     fitted = {stem(spec): spec for spec in specs if needs_fitting(spec)}
     missing = {name: spec for name, spec in fitted.items() if not (copy / "codecs" / f"{name}.safetensors").exists()}
     watch.stage("codecs", len(missing))
-    sample = feature_sample(model, asked.scenes, asked.seed) if missing else {}
+    sample = feature_sample(model, asked.scenes, asked.seed, needed_draws(missing.values())) if missing else {}
     for name, spec in missing.items():
         calibration.save(fit(spec, sample), copy / "codecs" / f"{name}.safetensors", weights_hash(copy))
         watch.advance(1)

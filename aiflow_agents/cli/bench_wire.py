@@ -112,8 +112,8 @@ def calibrate(
     from aiflow_agents import catalog
     from aiflow_agents.models.family.config import DecoderConfig
     from aiflow_agents.models.family.model import FamilyModel, weights_hash
+    from aiflow_agents.training.feature_sample import feature_sample, needed_draws
     from aiflow_agents.training.refine import refined
-    from aiflow_agents.training.sight_card import feature_sample
     from aiflow_agents.wire import calibration as files
     from aiflow_agents.wire.codecs import Codec, fit, needs_fitting, parse
 
@@ -137,7 +137,7 @@ def calibrate(
     _folder(folder)
     lines = []
     with watcher(display) as watch:
-        seen = feature_sample(FamilyModel.load(fitted_on), (calibration or OTHERS) // 4, seed) if sees else {}
+        seen = feature_sample(FamilyModel.load(fitted_on), (calibration or OTHERS) // 4, seed, needed_draws(wanted.values())) if sees else {}
         for stem, spec in wanted.items():
             codings: dict[str, Coding] = dict(fit(spec, seen).codings) if sees else {}
             text, below = None, lower or stem == "lower"

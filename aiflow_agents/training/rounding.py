@@ -1,6 +1,6 @@
 """Features as coarse codecs leave them: what a model that sees reads in training, so that it can read it when it travelled.
 
-    features - mean --basis--> coefficients --whole steps--> --basis back--> what is read
+    features - mean of their place --basis--> coefficients --whole steps--> --basis back--> what is read
 
 The basis is that of `wire.codecs.klt`, of these very features: that of their variance for one half of the scenes, for the other one turned to what
 tells things apart, as `by=output` turns it. The latter's metric is the Fisher information of the head that names what stands at each patch.
@@ -22,11 +22,10 @@ FINEST = 0.3  # step, in mean deviations of a coefficient: what is finer than th
 @torch.no_grad()
 def rounded(features: Tensor, head: torch.nn.Linear, coarsest: float, generator: torch.Generator) -> Tensor:
     """Features [scenes, positions, width] in whole steps, a step drawn for each scene between `FINEST` and `coarsest` mean deviations."""
-    x = features.flatten(0, 1)
-    middle = x.mean(0)
+    x, middle = features.flatten(0, 1), features.mean(0)  # of each position: whoever decodes knows where a camera looks
     kind, step = torch.rand(len(features), generator=generator), FINEST + (coarsest - FINEST) * torch.rand(len(features), 1, 1, generator=generator)
     found = features.clone()
-    for turn, (analysis, synthesis, deviation) in enumerate(_bases(x - middle, information(x, head))):
+    for turn, (analysis, synthesis, deviation) in enumerate(_bases((features - middle).flatten(0, 1), information(x, head))):
         rows = (kind >= WHOLE + turn * (1 - WHOLE) / 2) & (kind < WHOLE + (turn + 1) * (1 - WHOLE) / 2)
         steps = step[rows] * deviation
         found[rows] = ((features[rows] - middle) @ analysis / steps).round() * steps @ synthesis + middle

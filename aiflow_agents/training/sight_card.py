@@ -1,4 +1,4 @@
-"""How good a model that sees is: with all cameras, with each one alone, with none, and told in text what they see. And what codecs are fitted on."""
+"""How good a model that sees is: with all cameras, with each one alone, with none, and told in text what they see."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aiflow_agents.config import dump_yaml
 from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Parcel, Reply, Request, Turn, Want
 from aiflow_agents.skills import captions
-from aiflow_agents.skills.scenes import CAMERAS, KINDS, SceneTask, draw, exam, pictures
+from aiflow_agents.skills.scenes import CAMERAS, KINDS, SceneTask, exam
 from aiflow_agents.training.heard import MAX_ANSWER
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.wire.codecs import Sample
 from aiflow_agents.wire.picture import Picture
 
 Right = dict[str, tuple[int, int]]  # kind -> (right, asked)
@@ -54,16 +51,6 @@ def _marked(tasks: Sequence[SceneTask], replies: Sequence[Any]) -> Right:
         right, of = found.get(task.kind, (0, 0))
         found[task.kind] = right + (isinstance(reply, Reply) and reply.text.strip() == task.answer), of + 1
     return found
-
-
-def feature_sample(model: FamilyModel, scenes: int, seed: int) -> dict[str, Sample]:
-    """Features of scenes of the train split, for `wire.codecs.fit`: space -> sample."""
-    import torch
-
-    assert model.eyes is not None
-    seen = [Picture(pixels, camera) for views in pictures(draw(scenes, "train", seed), seed) for camera, pixels in enumerate(views)]
-    lengths = np.full(len(seen), model.eyes.config.patches)
-    return {f"hidden.{model.eyes.config.layer}": Sample(torch.cat(model.eyes.look(seen)).float().numpy(), lengths=lengths)}
 
 
 def sight_card(folder: Path, recipe: Recipe, trained: dict[str, Any], *, count: int = 2700, seed: int = 2026, command: str = "") -> dict[str, Any]:

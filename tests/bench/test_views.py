@@ -74,10 +74,10 @@ def test_a_picture_shows_every_point(found: dict[str, Any]) -> None:
 
 def test_it_goes_on_where_it_was(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is fitted or asked again, and what is said is the same."""
-    from aiflow_agents.training import sight_card
+    from aiflow_agents.training import feature_sample as fitting
 
     folder = Path(found["folder"]).parent
-    monkeypatch.setattr(sight_card, "feature_sample", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(fitting, "feature_sample", lambda *_: pytest.fail("fitted again"))
     assert main(["bench", "views", "--resume", str(folder), "--runtime", "inline", "--display", "none"]) == 0
     said = capsys.readouterr().out
     assert "merge:step=2" in said and "against int8" in said and "14 questions in 2 clusters" in said

@@ -14,7 +14,8 @@ from aiflow_agents.models.protocol import Reply, Request, Turn, Want
 from aiflow_agents.skills.scenes import KINDS, exam
 from aiflow_agents.training.nursery import Nursery
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.training.sight_card import feature_sample, measure_sight
+from aiflow_agents.training.feature_sample import feature_sample
+from aiflow_agents.training.sight_card import measure_sight
 from aiflow_agents.wire.codecs import fit
 from aiflow_agents.wire.picture import Picture
 

@@ -82,7 +82,7 @@ class Codec:
         positions, width = self._within(*payload.states.shape)
         coding = self._coding(f"hidden.{payload.layer}", width)
         how, ids = (0, b"") if payload.token_ids is None or told else self._pack_ids(payload.token_ids)
-        body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width)))
+        body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width), payload.first))
         return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, how], ids + body)
 
     def _encode_logits(self, payload: Logits) -> bytes:
@@ -146,7 +146,7 @@ class Codec:
             raise FrameError("the frame ends within its token ids")
         if how:
             token_ids = self._unpack_ids(how, sealed.body[:taken], positions)
-        known = Known(token_ids, _check_before(before, layer, first, width))
+        known = Known(token_ids, _check_before(before, layer, first, width), first)
         return Hidden(layer, coding.unpack(sealed.body[taken:], positions, width, known), token_ids, first)
 
     def _logits(self, sealed: Sealed) -> Logits:

@@ -32,10 +32,10 @@ class FloatFormat:
     def columns(self) -> Bits:
         return np.full(self.width, 8 * self.size, np.uint8)
 
-    def symbols(self, states: Floats) -> Symbols:
+    def symbols(self, states: Floats, first: int = 0) -> Symbols:
         return self.patterns(states).astype(np.uint32)
 
-    def states(self, symbols: Symbols) -> Floats:
+    def states(self, symbols: Symbols, first: int = 0) -> Floats:
         return self.floats(symbols.astype(f"<u{self.size}"))
 
     def patterns(self, x: Floats) -> NDArray[Any]:

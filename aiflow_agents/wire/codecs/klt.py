@@ -27,12 +27,16 @@ ROOM = 1.5  # coefficients may be so many times larger than any in calibration
 
 @dataclass(frozen=True)
 class Klt:
-    """Either one `step` for all directions, as a share of a channel's mean deviation, or `bits` each; of the first `rank` directions (0: all)."""
+    """Either one `step` for all directions, as a share of a channel's mean deviation, or `bits` each; of the first `rank` directions (0: all).
+
+    `places`: so many first positions show always the same, as patches do of cameras that stand still: what each is on average need not be sent.
+    """
 
     step: float = 0.0
     bits: int = 0
     rank: int = 0
     by: Literal["variance", "output"] = "variance"
+    places: int = 0
 
     def __post_init__(self) -> None:
         if (self.step > 0) == (self.bits > 0) or self.step < 0:
@@ -43,14 +47,28 @@ class Klt:
         if self.rank > width:
             raise UserError(f"codec 'klt': rank {self.rank} is more than the states' width, {width}")
         metric = np.eye(width) if self.by == "variance" else sensitivity(sample.needed_gradients("klt:by=output"))
-        analysis, synthesis, variance = basis(covariance(sample.states), metric)
         mean, keep = sample.states.mean(0), slice(self.rank or None)
+        places, left = _places(sample, self.places, mean) if self.places else (None, sample.states - mean)
+        analysis, synthesis, variance = basis(covariance(left), metric)
         analysis, synthesis = np.ascontiguousarray(analysis[:, keep]), np.ascontiguousarray(synthesis[keep])
-        y = (sample.states - mean) @ analysis
+        y = left @ analysis
         if self.bits:
-            return integers(y, self.bits, mean=mean, analysis=analysis, synthesis=synthesis)
+            return integers(y, self.bits, mean=mean, analysis=analysis, synthesis=synthesis, places=places)
         step = np.full(y.shape[1], max(self.step * np.sqrt(variance.mean()), 1e-12), np.float32)
-        return uniform(y, step, mean=mean, analysis=analysis, synthesis=synthesis)
+        return uniform(y, step, mean=mean, analysis=analysis, synthesis=synthesis, places=places)
+
+
+def _places(sample: Sample, count: int, mean: Floats) -> tuple[Floats, Floats]:
+    """The mean of each of the first `count` positions, that of all where none was seen; and the states [n, width] without them."""
+    pieces = sample.placed("klt:places=")
+    total, seen = np.zeros((count, len(mean))), np.zeros((count, 1))
+    for piece, first in pieces:
+        inside = piece[: max(count - first, 0)]
+        total[first : first + len(inside)] += inside
+        seen[first : first + len(inside)] += 1
+    places = np.where(seen > 0, total / np.maximum(seen, 1), mean).astype(np.float32)
+    plain = Quantiser(np.ones(len(mean), np.float32), np.zeros(0, np.int32), np.zeros(0, np.uint8), mean, places=places)
+    return places, np.concatenate([piece - plain.middle(first, len(piece)) for piece, first in pieces])
 
 
 def covariance(states: Floats) -> Doubles:

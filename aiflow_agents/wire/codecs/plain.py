@@ -9,6 +9,7 @@ import numpy as np
 
 from aiflow_agents.wire.codecs.floats import FloatFormat
 from aiflow_agents.wire.codecs.quantiser import Quantiser
+from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Arrays, Stored
 from aiflow_agents.wire.codecs.symbols import Modelled, Packed
 from aiflow_agents.wire.frame import FrameError
@@ -20,6 +21,7 @@ class Known(NamedTuple):
 
     token_ids: Ints | None = None  # of the positions that travel
     before: Hidden | None = None  # the positions before them, as they were decoded
+    first: int = 0  # where in its sequence the first of them stands
 
 
 class Coding(Protocol):
@@ -53,10 +55,14 @@ class Plain:
     writer: Packed | Modelled
 
     @classmethod
-    def fit(cls, quantiser: Quantiser | FloatFormat, states: Floats, entropy: bool) -> Plain:
+    def fit(cls, quantiser: Quantiser | FloatFormat, sample: Sample, entropy: bool) -> Plain:
         """With an entropy model of what these states become, or packed at a fixed width."""
         bits = quantiser.columns
-        return cls(quantiser, Modelled.fit(quantiser.symbols(states), bits) if entropy else Packed(bits))
+        if not entropy:
+            return cls(quantiser, Packed(bits))
+        if isinstance(quantiser, FloatFormat) or quantiser.places is None:
+            return cls(quantiser, Modelled.fit(quantiser.symbols(sample.states), bits))
+        return cls(quantiser, Modelled.fit(np.concatenate([quantiser.symbols(*piece) for piece in sample.placed("klt:places=")]), bits))
 
     @classmethod
     def restore(cls, stored: Stored, floats: FloatFormat | None, entropy: bool) -> Plain:
@@ -78,10 +84,10 @@ class Plain:
         return self.quantiser if isinstance(self.quantiser, FloatFormat) else None
 
     def pack(self, states: Floats, known: Known) -> bytes:
-        return self.writer.pack(self.quantiser.symbols(states))
+        return self.writer.pack(self.quantiser.symbols(states, known.first))
 
     def unpack(self, body: bytes, positions: int, width: int, known: Known) -> Floats:
-        return self.quantiser.states(self.writer.unpack(body, positions))
+        return self.quantiser.states(self.writer.unpack(body, positions), known.first)
 
     def arrays(self) -> Arrays:
         return {**self.quantiser.arrays(), **({"counts": self.writer.counts} if isinstance(self.writer, Modelled) else {})}

@@ -33,6 +33,7 @@ class Quantiser:
     analysis: Floats | None = None  # [width, columns]; None: the identity
     synthesis: Floats | None = None  # [columns, width]
     apart: NDArray[np.int32] | None = None  # channels that travel in float16, as last columns, and are zero for the map
+    places: Floats | None = None  # [places, width]: the mean of each of the first positions, where it is not that of all
 
     @classmethod
     def restore(cls, stored: Stored) -> Quantiser:
@@ -50,7 +51,8 @@ class Quantiser:
             raise stored.error("bits", "must lie in 1 .. 24")
         if apart is not None and not ((apart >= 0) & (apart < width)).all():
             raise stored.error("apart", f"names channels outside 0 .. {width - 1}")
-        return cls(step, low, bits, stored.maybe("mean", "float32", width), analysis, synthesis, apart)
+        mean, places = stored.maybe("mean", "float32", width), stored.maybe("places", "float32", None, width)
+        return cls(step, low, bits, mean, analysis, synthesis, apart, places)
 
     def arrays(self) -> Arrays:
         return {name: array for name, array in vars(self).items() if array is not None}
@@ -64,11 +66,11 @@ class Quantiser:
         """Bits of each column of symbols."""
         return self.bits if self.apart is None else np.concatenate([self.bits, np.full(len(self.apart), 16, np.uint8)])
 
-    def symbols(self, states: Floats) -> Symbols:
-        """Raises CodecError for states that are not finite, or too large for float16 in a channel apart."""
+    def symbols(self, states: Floats, first: int = 0) -> Symbols:
+        """Of states that begin at position `first` of their sequence. Raises CodecError for states that are not finite, or too large for float16 in a channel apart."""
         if not np.isfinite(states).all():
             raise CodecError("states that are not finite cannot be quantised; send them raw")
-        centred = states if self.mean is None else states - self.mean
+        centred = states if self.mean is None else states - self.middle(first, len(states))
         if self.apart is not None:
             channels, centred = to_float16(centred[:, self.apart]), centred.copy()
             centred[:, self.apart] = 0
@@ -77,13 +79,21 @@ class Quantiser:
         found = np.clip(np.rint(y / self.step) - self.low, 0, top).astype(np.uint32)
         return found if self.apart is None else np.concatenate([found, channels.view(np.uint16).astype(np.uint32)], 1)
 
-    def states(self, symbols: Symbols) -> Floats:
+    def states(self, symbols: Symbols, first: int = 0) -> Floats:
         m = len(self.step)
         y = (symbols[:, :m].astype(np.int64) + self.low).astype(np.float32) * self.step
         x: Floats = y if self.synthesis is None else np.asarray(y @ self.synthesis, np.float32)
         if self.apart is not None:
             x[:, self.apart] = symbols[:, m:].astype(np.uint16).view(np.float16)
-        return x if self.mean is None else x + self.mean
+        return x if self.mean is None else x + self.middle(first, len(x))
+
+    def middle(self, first: int, count: int) -> Floats:
+        """What is taken off before, [count, width] or [width]: the mean, or that of each place."""
+        assert self.mean is not None
+        if self.places is None:
+            return self.mean
+        known = self.places[first : first + count]
+        return np.concatenate([known, np.broadcast_to(self.mean, (count - len(known), len(self.mean)))])
 
 
 def to_float16(x: Floats) -> NDArray[np.float16]:

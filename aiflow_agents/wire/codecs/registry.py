@@ -2,7 +2,7 @@
 A number with a layer behind its name holds for that layer alone: `predict:step=0.65,step.3=0.6`.
 
     raw          float32, float16 or bfloat16                   hadamard     rotated, then integers
-    int8, int4   integers, a scale a channel; int:bits=3        klt          by directions of variance; step=, bits=, rank=, by=output
+    int8, int4   integers, a scale a channel; int:bits=3        klt          by directions of variance; step=, bits=, rank=, by=output, places=
     outliers     some channels in float16, integers for others  predict      what tokens and past do not tell; always entropy-coded
     merge        what positions say alike is said once; step=, spread=, centres=; always entropy-coded
 """
@@ -35,7 +35,7 @@ SHORT = {"int8": "int:bits=8", "int4": "int:bits=4", "float32": "raw:dtype=float
 ALWAYS = {("raw", "dtype"), ("int", "bits"), ("merge", "step")}  # said even where it is the default
 RANGES = {
     "bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20), "boundary": (0, 1 << 30),
-    "spread": (0, 1e6), "centres": (0, 1 << 20), "near": (1, 1 << 10),
+    "spread": (0, 1e6), "centres": (0, 1 << 20), "near": (1, 1 << 10), "places": (0, 1 << 12),
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def fit(spec: str, samples: Mapping[str, Sample]) -> Codec:
     for space, sample in samples.items():
         own = found.at(space)
         fitted = FloatFormat(own.dtype, sample.states.shape[1]) if isinstance(own, Raw) else own.fit(sample)
-        codings[space] = fitted if isinstance(fitted, Predictive | Merging) else Plain.fit(fitted, sample.states, entropy)
+        codings[space] = fitted if isinstance(fitted, Predictive | Merging) else Plain.fit(fitted, sample, entropy)
     return Codec(text, codings, text=TokenModel.fit(next(iter(samples.values()))) if isinstance(settings, Predict) else None)
 
 

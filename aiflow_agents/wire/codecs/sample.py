@@ -16,13 +16,14 @@ class Sample:
     """Calibration states, sequence after sequence, and what some codecs want besides.
 
     gradients: of the log-probability of sampled next tokens, one row a position, drawn once or several times; their second moment says how much the
-    output minds an error in a direction (the Fisher information). token_ids: one a position. lengths: positions of each sequence.
+    output minds an error in a direction (the Fisher information). token_ids: one a position. lengths: positions of each sequence; first: where each of them begins, 0 where nothing is said.
     """
 
     states: Floats  # [n, width]
     gradients: Floats | None = None  # [n, width] or [draws, n, width]
     token_ids: Ints | None = None  # [n]
     lengths: Ints | None = None  # [sequences]
+    first: Ints | None = None  # [sequences]
 
     def __post_init__(self) -> None:
         if self.states.ndim != 2 or len(self.states) < 2 or not np.isfinite(self.states).all():
@@ -45,6 +46,11 @@ class Sample:
         if self.lengths is None:
             raise UserError(f"codec '{codec}' is fitted with the lengths of whole sequences; this sample has none")
         return np.split(self.states, self.lengths.cumsum()[:-1])
+
+    def placed(self, codec: str) -> list[tuple[Floats, int]]:
+        """The states of each sequence, and the position at which it begins."""
+        pieces = self.pieces(codec)
+        return list(zip(pieces, [0] * len(pieces) if self.first is None else self.first.tolist(), strict=True))
 
     def padded(self, codec: str) -> tuple[Floats, Ints, NDArray[np.bool_]]:
         """States [sequences, positions, width], token ids and which places are not padding, both [sequences, positions].
