@@ -20,20 +20,24 @@ from aiflow_agents import catalog
 from aiflow_agents.config import dump_yaml, load_yaml
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import statistics
-from aiflow_agents.evals.compare import compare_scores
+from aiflow_agents.evals.compare import by_tag, compare_scores
 from aiflow_agents.evals.evaluate import evaluate
 from aiflow_agents.evals.run_folder import read_config, read_samples, read_summary, write_whole
 from aiflow_agents.evals.runner import Silence, Watcher, arm_name, clustered
 from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.runtime.team import TeamFile
 
+STEPS = 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6  # of klt by=output: from 100 bytes a camera down to what text has
 CODECS = (
-    "float16", "int8", "int4+ans", "klt:step=0.5+ans", "klt:step=1+ans", "klt:step=1.5+ans", "klt:step=2+ans", "klt:step=3+ans",
-    "merge:step=0.5", "merge:step=1", "merge:step=1.5", "merge:step=2", "merge:step=3", "merge:step=1.5,spread=0.45", "merge:step=3,spread=0.45",
+    "float16", "int8", "int4+ans", "klt:step=0.5+ans", "klt:step=1.5+ans", "klt:step=3+ans",
+    *(f"klt:step={step:g},by=output,places=36+ans" for step in STEPS),
+    "merge:step=0.5", "merge:step=1", "merge:step=2", "merge:step=3", "merge:step=0.5,spread=0.3", "merge:step=3,spread=0.45",
 )  # fmt: skip
 SHARES = 0.75, 0.5  # of a picture's patches that stay apart, where their number is fixed
 BUDGETS = 60, 120, 240, 480, 960
-TEXTS: tuple[tuple[str, dict[str, Any]], ...] = (("joint-view", {"send": "text"}),)
+TEXTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("joint-view", {"send": "text"}), *(("joint-view", {"send": "captions", "letters": letters}) for letters in range(1, 6)),
+)  # fmt: skip
 ALONE = ("joint-view", {"placebo": "nothing"})  # the edge by itself: what it costs to ask and to answer
 REFERENCE = "int8"
 Pattern = tuple[str, Mapping[str, Any]]
@@ -48,6 +52,7 @@ class Point(NamedTuple):
     nbytes: float
     accuracy: float
     ci95: tuple[float, float]
+    tags: dict[str, float]  # accuracy on the tasks of each tag
 
 
 class Views(NamedTuple):
@@ -66,8 +71,9 @@ def bench_views(folder: Path, asked: Views | None, *, runtime: str = "inline", m
     """Run it all in a new folder, or with `asked` None go on with an old one. Returns `suite, seed, tasks, points, against_features, against_int8`.
 
     `against_features`: for every JPEG and text the features with at most as many bytes that come nearest to it (where there are none, the smallest),
-    `delta` being their accuracy minus its. `against_int8`: every other codec against int8, with a test of equivalence within `margin`. Intervals and
-    tests respect the suite's clusters; p-values are Holm's in each of the two. Raises UserError for what cannot be run.
+    `delta` being their accuracy minus its, and `tags` the same on the tasks of each tag alone (`evals.compare.by_tag`). `against_int8`: every other
+    codec against int8, with a test of equivalence within `margin`. Intervals and tests respect the suite's clusters; p-values are Holm's in each of
+    the two. Raises UserError for what cannot be run.
     """
     watch, told = watch or Silence(), folder / "views.json"
     if asked is None:
@@ -151,10 +157,13 @@ def curve(run: Path, codecs: Mapping[str, str], margin: float = 0.02) -> dict[st
         what = codecs[parameters["codec"]] if coded else f"{parameters['picture_bytes']} bytes" if kind == "jpeg" else said
         nbytes = (arm["wire_bytes"] - alone) / cameras
         low, high = arm["ci95"]
-        points.append(Point(arm_name(path, parameters), kind, what, nbytes, arm["accuracy"], (low, high)))
+        points.append(Point(arm_name(path, parameters), kind, what, nbytes, arm["accuracy"], (low, high), {}))
     points.sort(key=lambda point: point.nbytes)
     tasks = list(dict.fromkeys(task for name, task, _ in samples if name == points[0].arm))
     scores = {point.arm: np.array([[samples[point.arm, task, 0]["score"]] for task in tasks]) for point in points}
+    tags = [samples[points[0].arm, task, 0].get("tags") or [] for task in tasks]
+    having = {tag: [tag in of for of in tags] for tag in dict.fromkeys(tag for of in tags for tag in of)}
+    points = [point._replace(tags={tag: float(scores[point.arm][here].mean()) for tag, here in having.items()}) for point in points]
     cluster = clustered([samples[points[0].arm, task, 0] for task in tasks])
 
     def pair(first: Point, second: Point) -> dict[str, Any]:
@@ -168,7 +177,8 @@ def curve(run: Path, codecs: Mapping[str, str], margin: float = 0.02) -> dict[st
     for point in points if features else ():
         if point.kind != "features":
             lighter = [one for one in features if one.nbytes <= point.nbytes]
-            rows.append(pair(point, lighter[-1] if lighter else features[0]))  # points come by bytes
+            best = lighter[-1] if lighter else features[0]  # points come by bytes
+            rows.append(pair(point, best) | {"tags": by_tag(scores[point.arm], scores[best.arm], tags, margin, summary["seed"], cluster)})
     reference = next((point for point in features if point.what == REFERENCE), None)
     same = [pair(reference, point) for point in features if point is not reference] if reference else []
     for family in (rows, same, [row["equivalence"] for row in same]):

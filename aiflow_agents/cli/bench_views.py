@@ -20,7 +20,7 @@ def views(
     budget: Annotated[list[int] | None, typer.Option(min=1, help="Bytes of a JPEG; repeatable. Default: a ladder.", show_default=False)] = None,
     arm: Annotated[
         list[str] | None,
-        typer.Option(metavar="'NAME KEY=VALUE...'", help="Another topology, such as 'joint-view send=text'; repeatable. Default: that.", show_default=False),
+        typer.Option(metavar="'NAME KEY=VALUE...'", help="Another topology, such as 'joint-view send=text'; repeatable. Default: that, and captions.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws the questions, and the scenes that codecs are fitted on.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="How many test questions. Default: as the suite says.", show_default=False)] = None,
@@ -30,6 +30,7 @@ def views(
     log_dir: Annotated[Path, typer.Option(help="Where the folder is made.")] = Path("logs"),
     resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Go on with this folder.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the curves as a picture, an SVG. Default: views.svg in the folder.", show_default=False)] = None,
+    by_tag: Annotated[bool, typer.Option("--by-tag", help="Features against JPEG and text also on the tasks of each tag alone.")] = False,
     display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
 ) -> None:
@@ -61,7 +62,7 @@ def views(
     if json:
         typer.echo(dumps(found, indent=2))
     else:
-        _show(found)
+        _show(found, by_tag)
         typer.echo(f"\n{picture}; report: {found['folder']}/report.html")
 
 
@@ -74,7 +75,7 @@ def _pattern(given: str) -> tuple[str, dict[str, Any]]:
     return name, parameters(words)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any], by_tag: bool) -> None:
     from aiflow_agents.evals.verdict import p_text, percent, points
 
     clusters = f" in {found['clusters']:,} clusters" if found["clusters"] else ""
@@ -93,6 +94,8 @@ def _show(found: dict[str, Any]) -> None:
         typer.echo("\nfeatures at the bytes of JPEG and text, or fewer:")
     for row in found["against_features"]:
         typer.echo(f"  {line(row)}{'' if row['bytes'][0] <= row['bytes'][1] else '; none is so small'}")
+        for tag, one in row["tags"].items() if by_tag else ():
+            typer.echo(f"      {tag:8} {points(one['delta']):>6} ({points(one['ci95'][0])} to {points(one['ci95'][1])}), {p_text(one['p_holm'])}")
     if found["against_int8"]:
         typer.echo(f"\nagainst int8, and whether as good within {points(found['margin'])} points:")
     for row in found["against_int8"]:

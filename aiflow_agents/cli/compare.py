@@ -15,6 +15,7 @@ def compare(
     ],
     margin: Annotated[float, typer.Option(help="How far apart two accuracies may be and still count as the same (0.02 = 2 points).")] = 0.02,
     seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
+    by_tag: Annotated[bool, typer.Option("--by-tag", help="Also on the tasks of each tag alone, such as a kind of question.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
 ) -> None:
     """Is a run better than the first one, equally good, cheaper?
@@ -23,9 +24,9 @@ def compare(
     run's best topology. The margin is to be chosen before looking.
     """
     from ..evals.compare import COSTS, compare_runs
-    from ..evals.verdict import percent, quantity
+    from ..evals.verdict import p_text, percent, points, quantity
 
-    found = compare_runs(runs, margin, seed)
+    found = compare_runs(runs, margin, seed, tagged=by_tag)
     if json:
         typer.echo(dumps(found, indent=2))
         return
@@ -37,3 +38,9 @@ def compare(
         typer.echo(f"{side['name']:{width}}  {percent(side['accuracy']):>7}  {f'{low}-{high}':>11}  {'  '.join(costs)}")
     for row in found["comparisons"]:
         typer.echo(f"\n{row['sentence']}")
+        if by_tag:
+            typer.echo(f"\n{row['second']} against {row['first']}, by tag; p: Holm over the tags")
+        for tag, one in row.get("tags", {}).items():
+            first, second = map(percent, one["accuracy"])
+            interval = f"{points(one['delta'])} ({points(one['ci95'][0])} to {points(one['ci95'][1])})"
+            typer.echo(f"  {tag:16}  {one['tasks']:>6,} tasks  {second:>7} against {first:>7}  {interval:22}  {p_text(one['p_holm'])}")

@@ -28,13 +28,14 @@ Key = tuple[str, str]  # a task: its id and its question
 @dataclass(frozen=True)
 class Side:
     """One side of a comparison: an arm of one run or of several. `tasks`: per task [answers, 1 + costs], the score and then `COSTS`.
-    `cluster`: that of each task, empty where there is none."""
+    `cluster`: that of each task, empty where there is none; `tags`: its tags."""
 
     name: str
     runs: tuple[str, ...]
     arms: tuple[str, ...]
     tasks: Mapping[Key, np.ndarray]
     cluster: Mapping[Key, str]
+    tags: Mapping[Key, tuple[str, ...]]
 
 
 def read_side(given: str) -> Side:
@@ -43,19 +44,20 @@ def read_side(given: str) -> Side:
     runs, arms = [], []
     found: dict[Key, list[list[float]]] = defaultdict(list)
     cluster: dict[Key, str] = {}
+    tags: dict[Key, tuple[str, ...]] = {}
     for part in [given] if Path(given).exists() else COMMA.split(given):
         path, arm = _split(part.strip())
         summary = read_summary(path)
         arm = arm or (summary["best_topology"] or summary["best_member"])["arm"]
         if arm not in summary["arms"]:
             raise UserError(f"{path} has no arm '{arm}'; it has {', '.join(summary['arms'])}")
-        for key, (rows, of) in _answers(path, arm).items():
+        for key, (rows, of, tagged) in _answers(path, arm).items():
             found[key] += rows
-            cluster[key] = of
+            cluster[key], tags[key] = of, tagged
         runs.append(path.name)
         arms.append(arm)
     name = "+".join(dict.fromkeys(arms))
-    return Side(name, tuple(runs), tuple(arms), {key: np.array(rows) for key, rows in found.items()}, cluster)
+    return Side(name, tuple(runs), tuple(arms), {key: np.array(rows) for key, rows in found.items()}, cluster, tags)
 
 
 def _split(part: str) -> tuple[Path, str]:
@@ -65,13 +67,14 @@ def _split(part: str) -> tuple[Path, str]:
     return (path.parent if path.name in ("summary.json", "config.json") else path), arm
 
 
-def _answers(path: Path, arm: str) -> dict[Key, tuple[list[list[float]], str]]:
-    """What one arm said: task -> a row of score and costs for each repeat, and the task's cluster."""
-    found: dict[Key, tuple[list[list[float]], str]] = {}
+def _answers(path: Path, arm: str) -> dict[Key, tuple[list[list[float]], str, tuple[str, ...]]]:
+    """What one arm said: task -> a row of score and costs for each repeat, and the task's cluster and tags."""
+    found: dict[Key, tuple[list[list[float]], str, tuple[str, ...]]] = {}
     try:
         for (name, task, _), sample in read_samples(path).items():
             if name == arm:
-                rows, _ = found.setdefault((task, str(sample["question"])), ([], str(sample.get("cluster") or "")))
+                of = str(sample.get("cluster") or ""), tuple(map(str, sample.get("tags") or ()))
+                rows, *_ = found.setdefault((task, str(sample["question"])), ([], *of))
                 rows.append([float(sample["score"]), *(float(sample["usage"][cost]) for cost in COSTS)])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'samples.jsonl'}: an answer of {arm} is without its question, score or costs, so it cannot be compared") from None
@@ -80,15 +83,15 @@ def _answers(path: Path, arm: str) -> dict[Key, tuple[list[list[float]], str]]:
     return found
 
 
-def compare_runs(given: Sequence[str], margin: float = 0.02, seed: int = 0, alpha: float = 0.05) -> dict[str, Any]:
+def compare_runs(given: Sequence[str], margin: float = 0.02, seed: int = 0, alpha: float = 0.05, *, tagged: bool = False) -> dict[str, Any]:
     """Each later side against the first one, on the tasks that all have.
 
     Returns `tasks, margin, sides, comparisons`. A side has `name, runs, arms, accuracy, ci95`, and mean `costs` per question. A comparison has
     `delta` (its accuracy minus the first one's), `ci95, p, p_holm, wins, losses, ties`; `equivalence` with its own `p` and `p_holm` (two
-    one-sided tests, Holm over the comparisons); `costs`, each a `ratio` to the first one's with its `ci95`, None where the first one's is 0; and
-    `says`: better, worse, same (within the margin) or not shown, and a `sentence`. Right/wrong scores get exact McNemar and Tango, others
-    permutations and the bootstrap over tasks, clustered ones what is in `clusters`. Raises UserError where there are fewer than two sides, or no
-    common task.
+    one-sided tests, Holm over the comparisons); `tags` if `tagged`, see `by_tag`; `costs`, each a `ratio` to the first one's with its
+    `ci95`, None where the first one's is 0; and `says`: better, worse, same (within the margin) or not shown, and a `sentence`. Right/wrong scores
+    get exact McNemar and Tango, others permutations and the bootstrap over tasks, clustered ones what is in `clusters`. Raises UserError where there
+    are fewer than two sides, or no common task.
     """
     if len(given) < 2:
         raise UserError("compare at least two runs: aiflow compare RUN RUN")
@@ -104,6 +107,9 @@ def compare_runs(given: Sequence[str], margin: float = 0.02, seed: int = 0, alph
     tables = [np.array([side.tasks[key].mean(axis=0) for key in common]) for side in sides]  # each [tasks, 1 + costs]
     cluster = clusters.numbered([first.cluster[key] for key in common]) if any(first.cluster[key] for key in common) else None
     rows = [compare_scores(tables[0], table, margin, seed, cluster) for table in tables[1:]]
+    tags = [first.tags[key] for key in common]
+    for row, table in zip(rows, tables[1:], strict=True) if tagged else ():
+        row["tags"] = by_tag(tables[0], table, tags, margin, seed, cluster)
     for kind in (rows, [row["equivalence"] for row in rows]):
         for row, p in zip(kind, statistics.holm([row["p"] for row in kind]).tolist(), strict=True):
             row["p_holm"] = p
@@ -146,6 +152,25 @@ def compare_scores(first: np.ndarray, second: np.ndarray, margin: float, seed: i
         costs[cost] = None if share is None else {"ratio": share[0], "ci95": list(share[1])}
     return {"delta": float((x - y).mean()), "ci95": list(ci95), "p": p, "wins": wins, "losses": losses, "ties": n - wins - losses,
             "equivalence": {"p": same}, "costs": costs}  # fmt: skip
+
+
+def by_tag(
+    first: np.ndarray, second: np.ndarray, tags: Sequence[Sequence[str]], margin: float, seed: int, cluster: np.ndarray | None
+) -> dict[str, dict[str, Any]]:
+    """The comparison on the tasks of each tag alone, by tag in the order in which they first come; arguments as of `compare_scores`, tags [tasks].
+
+    Besides what that returns, without costs: `tasks`, the `accuracy` of the first and the second, and `p_holm` over the tags. Tags overlap.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for tag in dict.fromkeys(tag for of in tags for tag in of):
+        here = np.array([tag in of for of in tags])
+        a, b, own = first[here, :1], second[here, :1], None if cluster is None else clusters.numbered(cluster[here].tolist())
+        row = compare_scores(a, b, margin, seed, own)
+        row.pop("costs")
+        rows[tag] = {"tasks": int(here.sum()), "accuracy": [float(a.mean()), float(b.mean())], **row}
+    for row, p in zip(rows.values(), statistics.holm([row["p"] for row in rows.values()]).tolist() if rows else (), strict=True):
+        row["p_holm"] = p
+    return rows
 
 
 def paired(x: np.ndarray, y: np.ndarray, seed: int, cluster: np.ndarray | None) -> tuple[float, tuple[float, float]]:

@@ -57,6 +57,7 @@ class SuiteFile(BaseModel):
     id, question, answer, split, tags, or, with `columns`, a benchmark in its own columns, in a file, a folder or on the Hugging Face hub (see
     `source`). `extract` says what of a text is the answer (see `runtime.extraction`), `max_tokens` how long answers may be of members whose team file
     does not say it. `cluster` says what tasks may share, so that intervals and tests respect it: the `scene`, or a key of each line of a JSONL file.
+    `tags`: further tags that questions of some skills or kinds have, such as `joint: [most, twins]`, by which arms can be compared.
 
     An entry of `topologies` is a name, or a name with its parameters, of which `budget` is one that each has: `debate: {budget: {bytes: 500}}`.
 
@@ -74,6 +75,7 @@ class SuiteFile(BaseModel):
     scenes: tuple[Annotated[str, AfterValidator(_known_kind)], ...] = ()
     cameras: tuple[str, ...] = ()
     releases: tuple[Literal["answer", "features", "picture"], ...] = RELEASED
+    tags: dict[str, tuple[str, ...]] = {}
     columns: Columns | None = None
     cluster: str | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] = HELD_OUT
@@ -91,6 +93,9 @@ class SuiteFile(BaseModel):
                 raise ValueError("tasks come from `skills` or from `data`, or from `scenes`: give one of them")
             if len(set(self.cameras)) != (len(CORNERS) if self.scenes else 0):
                 raise ValueError(f"scenes are seen by {len(CORNERS)} cameras: `cameras` names their nodes")
+        drawn = (*self.skills, *self.scenes)
+        if unknown := [kind for kinds in self.tags.values() for kind in kinds if kind not in drawn]:
+            raise ValueError(f"`tags` are for kinds of questions that the suite asks ({', '.join(drawn) or 'none'}), not {unknown[0]}")
         if self.cluster and (self.skills or self.columns or self.scenes and self.cluster != "scene"):
             raise ValueError("`cluster` is `scene` where questions are about scenes, or a key of the lines of a JSONL file")
         if "releases" in self.model_fields_set and not self.scenes:
@@ -161,9 +166,12 @@ class Suite:
             asked, views = exam(list(self.file.scenes), split, count, seed)
             seen = [at_cameras(pictures, self.file.cameras, self.file.releases) for pictures in views]
             of = [f"scene {q.scene}" if self.file.cluster else "" for q in asked]
-            return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.kind,), of[i], seen[q.scene]) for i, q in enumerate(asked)]
+            return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, self._tags(q.kind), of[i], seen[q.scene]) for i, q in enumerate(asked)]
         questions = balanced(list(self.file.skills), split, count, seed)
-        return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, (q.skill,)) for i, q in enumerate(questions)]
+        return [Task(f"{split}-{seed}-{i:05}", q.text, q.answer, self._tags(q.skill)) for i, q in enumerate(questions)]
+
+    def _tags(self, kind: str) -> tuple[str, ...]:
+        return (kind, *(tag for tag, kinds in self.file.tags.items() if kind in kinds))
 
     def reading(self, data: str | None) -> Suite:
         """The same suite on other data in the same columns. Paths are relative to the current directory. Raises UserError where it reads none."""

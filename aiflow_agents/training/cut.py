@@ -66,13 +66,13 @@ def sample(cut: Cut, questions: Sequence[Question], seed: int = 0, noise: float 
         found = []
         for draw in range(draws):
             near = (states + noise * states[batch.present].std() * torch.randn(states.shape, generator=generator)).requires_grad_(True)
-            found.append(gradients(cut.above(near, turn + draw), near, batch.answers, generator)[batch.present])
+            found.append(drawn_gradients(cut.above(near, turn + draw), near, batch.answers, generator)[batch.present])
         parts.append((states[batch.present], torch.stack(found, 1), batch.ids[batch.present], batch.present.sum(1)))
     states, gradients, ids, lengths = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return Sample(states, gradients.swapaxes(0, 1), ids, lengths)
 
 
-def gradients(logits: Tensor, states: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
+def drawn_gradients(logits: Tensor, states: Tensor, places: Tensor, generator: torch.Generator) -> Tensor:
     """Of the log-probability of tokens that the model itself drew, with random signs: their second moment is the Fisher information of all places."""
     said = logits[places].log_softmax(-1)
     drawn = torch.multinomial(said.detach().exp(), 1, generator=generator)

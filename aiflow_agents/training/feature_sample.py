@@ -14,7 +14,7 @@ from aiflow_agents.models.family.vision import Eyes
 from aiflow_agents.skills.scenes import KINDS, SceneTask, ask, draw, pictures
 from aiflow_agents.skills.splits import Question
 from aiflow_agents.training.corpus import Batch, collate, example
-from aiflow_agents.training.cut import NOISE, gradients
+from aiflow_agents.training.cut import NOISE, drawn_gradients
 from aiflow_agents.wire.codecs import Sample
 from aiflow_agents.wire.picture import Picture
 
@@ -51,7 +51,7 @@ def _sensitive(eyes: Eyes, features: Tensor, asked: Sequence[Sequence[SceneTask]
             rows = slice(begin, begin + ROWS)
             batch = collate([example(Question(row[turn].kind, row[turn].text, row[turn].answer)) for row in asked[rows]])
             near = (features[rows] + noise * torch.randn(features[rows].shape, generator=generator)).requires_grad_(True)
-            found[turn, rows] = gradients(answered(eyes, near, batch), near, batch.targets >= 0, generator)
+            found[turn, rows] = drawn_gradients(answered(eyes, near, batch), near, batch.targets >= 0, generator)
     return found
 
 

@@ -59,10 +59,10 @@ class Look(Strict):
     """
 
     still: bool = False
-    rounded: float = Field(0.0, ge=0)
-    counted: float = Field(0.0, ge=0)
-    said: float | None = Field(None, gt=0, le=1)
-    read: float | None = Field(None, gt=0, le=1)
+    rounded: Annotated[float, Field(ge=0)] = 0.0
+    counted: Annotated[float, Field(ge=0)] = 0.0
+    said: Annotated[float, Field(gt=0, le=1)] | None = None
+    read: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Phase(Strict):

@@ -61,7 +61,7 @@ class SceneBatch(NamedTuple):
     tokens: int
 
     def to(self, device: str) -> SceneBatch:
-        return SceneBatch(*(one.to(device) for one in self[:6]), self.tokens)
+        return self._replace(**{name: one.to(device) for name, one in self._asdict().items() if name != "tokens"})
 
 
 def features_of(model: Any, pictures: Tensor, layer: int) -> Tensor:
@@ -269,8 +269,8 @@ def collate_scenes(asked: list[list[SceneTask]], views: scenes_module.Pixels, th
     """Questions [scenes][questions] about pictures [scenes, cameras, ...]; `tokens` counts those of the questions."""
     flat = collate([example(Question(task.kind, task.text, task.answer)) for row in asked for task in row])
     ids, targets = (one.unflatten(0, (len(asked), -1)) for one in (flat.ids, flat.targets))
-    shown = (views, there, scenes_module.in_view(scenes), scenes_module.alike(scenes))
-    return SceneBatch(ids, targets, *map(torch.from_numpy, shown), flat.tokens)
+    cells, alike = torch.from_numpy(scenes_module.in_view(scenes)), torch.from_numpy(scenes_module.alike(scenes))
+    return SceneBatch(ids, targets, torch.from_numpy(views), torch.from_numpy(there), cells, alike, flat.tokens)
 
 
 def _there(count: int, missing: float, seed: int) -> np.ndarray:

@@ -17,8 +17,10 @@ from aiflow_agents.evals.compare import compare_runs, read_side
 from aiflow_agents.evals.statistics import equivalence, equivalence_graded, tango
 
 
-def write(folder: Path, arms: dict[str, Any], *, best: str | None = None, flops: float = 100.0, first: int = 0, wire: float = 10.0) -> str:
-    """A run folder with these scores: arm -> [tasks] or [tasks, repeats]."""
+def write(
+    folder: Path, arms: dict[str, Any], *, best: str | None = None, flops: float = 100.0, first: int = 0, wire: float = 10.0, of: Any = lambda i: {}
+) -> str:
+    """A run folder with these scores: arm -> [tasks] or [tasks, repeats]. `of`: what else is said of a task."""
     folder.mkdir()
     chosen = {"arm": best or next(iter(arms)), "chosen_on": "dev"}
     (folder / "config.json").write_text("{}")
@@ -28,7 +30,7 @@ def write(folder: Path, arms: dict[str, Any], *, best: str | None = None, flops:
             for i, repeats in enumerate(np.asarray(scores, dtype=float).reshape(len(scores), -1), first):
                 for r, score in enumerate(repeats):
                     usage = {"wire_bytes": wire, "flops": flops + i % 7, "latency_s": 0.1, "energy_j": 1.0}
-                    lines.write(json.dumps({"arm": arm, "task_id": f"t{i}", "repeat": r, "question": f"q{i}", "score": score, "usage": usage}) + "\n")
+                    lines.write(json.dumps({"arm": arm, "task_id": f"t{i}", "repeat": r, "question": f"q{i}", "score": score, "usage": usage, **of(i)}) + "\n")
     return str(folder)
 
 
@@ -51,6 +53,29 @@ def test_a_better_run_is_better_and_its_numbers_are_those_of_statsmodels(tmp_pat
     assert row["says"] == "better" and found["tasks"] == 400
     assert row["sentence"].startswith("debate answers ") and "is real (p < 0.001): debate is better." in row["sentence"]
     assert row["sentence"].endswith("So: better, cheaper in FLOPs.")
+
+
+def test_the_tasks_of_each_tag_alone(tmp_path):
+    """Against statsmodels on a part of the tasks, Holm over the tags; with clusters as if the run had only these tasks."""
+    x, y = coins(300, 0.8, 1), coins(300, 0.6, 2)
+    kinds = [["even", "all"], ["odd", "all"]]
+    runs = [write(tmp_path / name, {name: scores}, of=lambda i: {"tags": kinds[i % 2]}) for name, scores in (("a", y), ("b", x))]
+    (row,) = compare_runs(runs, tagged=True)["comparisons"]
+    assert list(row["tags"]) == ["even", "all", "odd"] and [one["tasks"] for one in row["tags"].values()] == [150, 300, 150]
+    for tag, part in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2)), ("all", slice(None))):
+        a, b, one = y[part], x[part], row["tags"][tag]
+        table = [[0, ((b == 1) & (a == 0)).sum()], [((b == 0) & (a == 1)).sum(), 0]]
+        assert one["p"] == pytest.approx(mcnemar(table, exact=True).pvalue, abs=1e-12)
+        assert one["delta"] == pytest.approx((b - a).mean()) and one["accuracy"] == pytest.approx([a.mean(), b.mean()])
+    p = [one["p"] for one in row["tags"].values()]
+    assert [one["p_holm"] for one in row["tags"].values()] == pytest.approx(list(multipletests(p, method="holm")[1]))
+    assert "tags" not in compare_runs(runs)["comparisons"][0]
+    scene = {"tags": ["odd"]}
+    whole = [write(tmp_path / f"c{n}", {n: s}, of=lambda i: {"tags": kinds[i % 2], "cluster": f"{i // 6}"}) for n, s in (("a", y), ("b", x))]
+    part = [write(tmp_path / f"d{n}", {n: s[1::2]}, of=lambda i: scene | {"cluster": f"{(2 * i + 1) // 6}"}) for n, s in (("a", y), ("b", x))]
+    clustered, alone = compare_runs(whole, tagged=True)["comparisons"][0]["tags"]["odd"], compare_runs(part)["comparisons"][0]
+    assert clustered["p"] == alone["p"] and clustered["ci95"] == pytest.approx(alone["ci95"])
+    assert clustered["equivalence"]["p"] == pytest.approx(alone["equivalence"]["p"])
 
 
 def test_same_accuracy_for_less_is_said(tmp_path):

@@ -84,6 +84,14 @@ def test_clusters_are_scenes_or_a_key_of_each_line() -> None:
             load_suites("g")
 
 
+def test_kinds_of_questions_can_have_further_tags() -> None:
+    put("t", "team: specialists\nskills: [add, mul]\ntags: {sums: [add], plain: [add, mul]}\n")
+    assert {task.tags for task in load_suites("t")[0].tasks("test", 0, 40)} == {("add", "sums", "plain"), ("mul", "plain")}
+    put("u", "team: specialists\nskills: [add]\ntags: {sums: [mul]}\n")
+    with pytest.raises(ConfigError, match="`tags` are for kinds of questions that the suite asks \\(add\\), not mul"):
+        load_suites("u")
+
+
 def test_a_file_is_taken_whole_unless_the_suite_says_how_many() -> None:
     rows = [row(i) for i in range(1200)]
     put("whole", DATA, *rows)

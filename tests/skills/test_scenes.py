@@ -10,7 +10,7 @@ import pytest
 from aiflow_agents.errors import UnknownName
 from aiflow_agents.skills import scenes as module
 from aiflow_agents.skills.captions import LETTERS, spell
-from aiflow_agents.skills.scenes import CAMERAS, CELL, COLOURS, COLUMNS, KINDS, ROWS, SEEN, SHAPES, ask, draw, exam, in_view, pictures
+from aiflow_agents.skills.scenes import CAMERAS, CELL, COLOURS, COLUMNS, KINDS, ROWS, SEEN, SHAPES, alike, ask, draw, exam, in_view, pictures
 from aiflow_agents.skills.splits import split_of
 
 NAMES = list(COLOURS)
@@ -157,3 +157,43 @@ def test_training_questions_come_in_the_asked_proportion() -> None:
     kinds = Counter(task.kind for row in rows for task in row)
     assert kinds["all"] + kinds["kinds"] == 1200 and 0.7 < kinds["all"] / 1200 < 0.8
     assert all(task.answer for row in ask(draw(100, "train", 2), {"most": 9.0, "all": 0.1}, 3, 2) for task in row)
+
+
+def test_joint_questions_do_not_follow_from_what_each_camera_would_answer() -> None:
+    """The definition of a tag of the rooms with cameras: two scenes about which every camera, seeing perfectly, gives the same answers, and yet the
+    whole differs. Sums do follow: a third of the cameras' sum. So does `at`."""
+    from aiflow_agents.evals.suite import load_suites
+
+    scenes = draw(3000, "dev", 8)
+    views = [np.isin(np.arange(ROWS * COLUMNS), SEEN[camera]) for camera in range(len(CAMERAS))]
+    parts = [module.Scenes(np.where(seen, scenes.colour, -1), np.where(seen, scenes.shape, -1), scenes.shift) for seen in views]
+    for room in ("partial-views", "open-views"):
+        (suite,) = load_suites(room)
+        assert set(suite.file.scenes) == set(KINDS) == {*suite.file.tags["joint"], *suite.file.tags["sum"], "at"}
+        for kind in KINDS:
+            texts, answers = KINDS[kind](scenes, np.random.default_rng(4))
+            if kind == "thing":  # which one is asked for depends on what stands there, so it is asked for anew
+                texts = ["rd?"] * len(scenes)
+                answers = [by_hand("rd?", things(c, s)) for c, s in zip(scenes.colour, scenes.shape, strict=True)]
+                told = [[by_hand("rd?", things(c, s)) for c, s in zip(part.colour, part.shape, strict=True)] for part in parts]
+            else:
+                told = [KINDS[kind](part, np.random.default_rng(4)).answers for part in parts]
+            found: dict[tuple[str, ...], set[str]] = {}
+            for row in zip(texts, *told, answers, strict=True):
+                found.setdefault(row[:-1], set()).add(row[-1])
+            follows = all(len(each) == 1 for each in found.values())
+            assert follows == (kind not in suite.file.tags["joint"]), kind
+            if kind in suite.file.tags["sum"]:
+                assert all(sum(map(int, row[:-1])) == 3 * int(row[-1]) for row in zip(*told, answers, strict=True))
+
+
+def test_how_many_are_alike_is_counted() -> None:
+    scenes = draw(20, "train", 3)
+    found = alike(scenes)
+    for i in range(20):
+        cells = things(scenes.colour[i], scenes.shape[i])
+        for camera, patch in ((0, 0), (1, 4), (3, 8)):
+            here = cells[SEEN[camera, patch]]
+            others = [cell for cell in cells if cell and here]
+            like = [cells.count(here), *(sum(cell[part] == here[part] for cell in others) for part in (0, 1))] if here else [0, 0, 0]
+            assert found[i, camera, patch].tolist() == like

@@ -6,15 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from aiflow_agents.cli.main import main
 from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Reply, Request, Turn, Want
 from aiflow_agents.skills.scenes import KINDS, exam
+from aiflow_agents.skills.splits import Question
+from aiflow_agents.training.corpus import collate, example
+from aiflow_agents.training.feature_sample import answered, feature_sample, needed_draws
 from aiflow_agents.training.nursery import Nursery
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.training.feature_sample import feature_sample
+from aiflow_agents.training.sight import SightTrainer
 from aiflow_agents.training.sight_card import measure_sight
 from aiflow_agents.wire.codecs import fit
 from aiflow_agents.wire.picture import Picture
@@ -92,3 +97,39 @@ def test_codecs_of_features_are_fitted_by_command_and_weigh_less(mole: Path, cap
     assert model.courier.codec("int8").fingerprint == fit("int8", feature_sample(model, 100, 0)).fingerprint
     assert measure_sight(model, count=54, codec="int8") and sent(model, "int8") < 0.6 * sent(model, "float16")
     assert main(["calibrate", str(mole), "--lower"]) == 2 and "fitted on scenes" in capsys.readouterr().err
+
+
+def test_gradients_are_of_what_it_answers(mole: Path) -> None:
+    """The logits that are differentiated are those of answers as they are really given."""
+    model = FamilyModel.load(mole)
+    assert model.eyes is not None
+    tasks, views = exam(["colour", "most"], "dev", 6, 3)
+    looks = [Request((), 0, want=Want(1, "float32"), picture=Picture(pixels, camera)) for scene in views for camera, pixels in enumerate(scene)]
+    replies, packed = model.exchange(looks, {})
+    parcels = [reply.parcel for reply in replies if isinstance(reply, Reply) and reply.parcel]
+    asked = [Request((Turn("user", task.text),), 8, features=tuple(parcels[task.scene * 4 : task.scene * 4 + 4])) for task in tasks]
+    states = torch.stack(model.eyes.look([Picture(pixels, camera) for scene in views for camera, pixels in enumerate(scene)])).float()
+    for task, reply in zip(tasks, model.exchange(asked, packed)[0], strict=True):
+        assert isinstance(reply, Reply)
+        batch = collate([example(Question(task.kind, task.text, model.chat.text(list(reply.token_ids[:-1]))))])
+        said = answered(model.eyes, states[task.scene * 4 : task.scene * 4 + 4].flatten(0, 1)[None], batch).log_softmax(-1)[batch.targets >= 0]
+        assert said.argmax(-1).tolist() == list(reply.token_ids) and said.amax(-1).tolist() == pytest.approx(list(reply.logprobs), abs=1e-3)
+    sample = feature_sample(model, 20, 1, draws=2)["hidden.1"]
+    assert sample.gradients is not None and sample.gradients.shape == (2, 20 * 36, 32) and (np.abs(sample.gradients).sum((0, 2)) > 0).mean() > 0.9
+    assert needed_draws(["klt:step=1+ans", "klt:step=1,by=output+ans"]) and not needed_draws(["int8", "klt:step=1+ans"])
+
+
+def test_eyes_that_stay_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phase that leaves the cameras as they are teaches the rest, and counts."""
+    monkeypatch.setattr("aiflow_agents.training.sight.CHUNK", 32)
+    look = {"still": True, "rounded": 3, "counted": 0.5, "read": 0.5, "said": 0.5}
+    phases = [{"kind": "answer", "tokens": 500, "batch": 16}, {"kind": "answer", "tokens": 500, "batch": 16, "look": look}]
+    trainer = SightTrainer(Recipe.model_validate(RECIPE | {"phases": phases}), tmp_path)
+    trainer.run(until=1)
+    before = {name: p.clone() for name, p in trainer.trained.items()}
+    trainer.run()
+    moved = {name for name, p in trainer.trained.items() if not torch.equal(p, before[name])}
+    assert not {name for name in moved if name.startswith(("vision.", "model.layers.0."))}
+    assert {"model.layers.1.mlp.up_proj.weight", "namers.joined alike.weight", "namers.read alike.weight"} <= moved
+    with pytest.raises(ValueError, match="`look` is for a model that sees"):
+        Recipe.model_validate({key: value for key, value in RECIPE.items() if key != "vision"} | {"skills": {"add": 1}, "phases": phases})

@@ -198,6 +198,26 @@ def test_output_directions_matter_more(make_sample: Make) -> None:
     assert other <= size and by_output < by_variance / 1.5
 
 
+def test_what_places_always_show_is_not_sent() -> None:
+    """Sequences that begin at 0 or at 4 of eight places, each with a mean of its own: smaller than without, and as near, wherever they begin."""
+    rng = np.random.default_rng(2)
+    means, first = 3 * rng.normal(size=(8, 16)), np.tile([0, 4], 100)
+    states = np.concatenate([means[at : at + 4] + rng.normal(size=(4, 16)) for at in first]).astype(np.float32)
+    sample = {"hidden.2": Sample(states, lengths=np.full(200, 4), first=first)}
+    plain, placed = fit("klt:step=0.2+ans", sample), fit("klt:step=0.5,places=8+ans", sample)
+    new = [Hidden(2, (means[at : at + 4] + rng.normal(size=(4, 16))).astype(np.float32), first=int(at)) for at in first]
+    weight, lost = [], []
+    for one_of in (plain, placed):
+        frames = [one_of.encode(one) for one in new]
+        weight.append(sum(map(len, frames)))
+        lost.append(sum(((one_of.decode(frame).states - one.states) ** 2).sum() for frame, one in zip(frames, new, strict=True)))
+    assert weight[1] < 0.95 * weight[0] and lost[1] < lost[0]
+    late = Hidden(2, states[:4] - means[:4] + states.mean(0), first=8)  # behind the last of them: the mean of all
+    assert np.abs(placed.decode(placed.encode(late)).states - late.states).max() < 2
+    with pytest.raises(UserError, match="lengths of whole sequences"):
+        fit("klt:step=1,places=8", {"hidden.2": Sample(states)})
+
+
 def test_what_is_predicted_is_not_sent(fitted: dict[str, Codec], make_sample: Make) -> None:
     sent = held_out(make_sample)
     one, plain = fitted["predict:step=0.3,boundary=2"], fitted["klt:step=0.1+ans"]

@@ -67,7 +67,10 @@ class Quantiser:
         return self.bits if self.apart is None else np.concatenate([self.bits, np.full(len(self.apart), 16, np.uint8)])
 
     def symbols(self, states: Floats, first: int = 0) -> Symbols:
-        """Of states that begin at position `first` of their sequence. Raises CodecError for states that are not finite, or too large for float16 in a channel apart."""
+        """Of states that begin at position `first` of their sequence.
+
+        Raises CodecError for states that are not finite, or too large for float16 in a channel apart.
+        """
         if not np.isfinite(states).all():
             raise CodecError("states that are not finite cannot be quantised; send them raw")
         centred = states if self.mean is None else states - self.middle(first, len(states))

@@ -16,7 +16,8 @@ class Sample:
     """Calibration states, sequence after sequence, and what some codecs want besides.
 
     gradients: of the log-probability of sampled next tokens, one row a position, drawn once or several times; their second moment says how much the
-    output minds an error in a direction (the Fisher information). token_ids: one a position. lengths: positions of each sequence; first: where each of them begins, 0 where nothing is said.
+    output minds an error in a direction (the Fisher information). token_ids: one a position. lengths: positions of each
+    sequence; first: where each of them begins, 0 where nothing is said.
     """
 
     states: Floats  # [n, width]
