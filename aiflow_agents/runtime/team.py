@@ -215,7 +215,7 @@ class Team:
     @property
     def objects(self) -> dict[str, Model]:
         """By key, the models that are objects of this process and not loaded by name: hosts have to be opened with them."""
-        return {agent.folder: agent.model for agent in self if agent.model is not None}
+        return {OBJECT + agent.fingerprint: agent.model for agent in self if agent.model is not None}  # wherever they are placed
 
     @property
     def home(self) -> str:

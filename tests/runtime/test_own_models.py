@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 
 from aiflow_agents.errors import ConfigError, UserError
-from aiflow_agents.models.protocol import ModelInfo, Reply, Request
+from aiflow_agents.models.protocol import ModelInfo, Reply, Request, Turn
 from aiflow_agents.runtime.hosts import Lent, open_hosts
+from aiflow_agents.runtime.placement import seated, unseat
 from aiflow_agents.runtime.run import ask
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
@@ -36,6 +39,7 @@ def test_objects_and_folders_talk_in_one_team(models: list[Path]) -> None:
     assert [(a.name, a.node, a.role, a.max_tokens) for a in team] == [("ann", "phone", "member", 32), ("bob", "cloud", "server", 5), ("cat", team["cat"].node, "member", 32)]
     assert team.network.nodes[team["cat"].node].tier == "device" and team["cat"].node != "phone"  # the devices in turn
     assert sorted(team.objects) == sorted({team["ann"].folder, team["bob"].folder}) and team.only("cat").objects == {}
+    assert team.objects == seated(team).objects and {unseat(agent.folder)[1] for agent in seated(team.only("ann", "bob"))} == set(team.objects)
     result = ask(team, load_topology("single", {"member": "ann"}), "how?")
     assert result.answer == "HOW?" and result.usage.tokens_in == 4 and result.confidence == pytest.approx(0.6065, abs=1e-4)
     assert asyncio.run(team.run(load_topology("debate", {"rounds": 1}), "hm")).usage.calls == 6
@@ -91,19 +95,27 @@ def test_what_cannot_travel_is_refused_by_name() -> None:
         Lent({"key": locked}, away=True)
 
 
-@pytest.mark.ray
-def test_objects_of_a_class_that_no_host_could_import_answer_in_ray() -> None:
-    from aiflow_agents.runtime.ray_hosts import RayHosts
+def test_hosts_in_ray_are_opened_with_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiflow_agents.runtime import ray_hosts
 
-    team = Team.of({"ann": Echo(loud=True), "bob": Echo()})
-    assert Echo.__module__ not in ("__main__", "builtins")
-    hosts = RayHosts(count=1, load=Lent(team.objects, away=True))
-    try:
-        assert [ask(team, load_topology("single", {"member": name}), "how?", hosts=hosts).answer for name in team.agents] == ["HOW?", "how?"]
-        hosts._ray.kill(hosts._actors[0])  # the one in its place has them, too
-        assert ask(team, load_topology("single"), "why?", hosts=hosts).answer == "WHY?" and hosts.restarts == 1
-    finally:
-        hosts.close()
+    monkeypatch.setattr(ray_hosts, "RayHosts", lambda **options: options["load"])
+    team = Team.of({"ann": Echo(loud=True)})
+    assert open_hosts("ray", models=team.objects)(team["ann"].folder) is team["ann"].model and open_hosts("ray") is None  # type: ignore[operator]
+
+
+def test_objects_of_a_class_that_no_other_process_could_import_answer_there(tmp_path: Path) -> None:
+    """Ray's own pickle, which carries what actors are made with, takes the class along: a test's module is found by path alone."""
+    from ray import cloudpickle
+
+    def answer(load: Lent, keys: list[str], asked: list[Request]) -> list[str]:
+        return [load(key).generate(asked)[0].text for key in keys]  # type: ignore[union-attr]
+
+    team, asked = Team.of({"ann": Echo(loud=True), "bob": Echo()}), [Request((Turn("user", "how?"),))]
+    packed = cloudpickle.dumps((answer, Lent(team.objects, away=True), [agent.folder for agent in team], asked))
+    code = "import sys; from ray import cloudpickle; do, *given = cloudpickle.loads(sys.stdin.buffer.read()); print(do(*given))"
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run([sys.executable, "-c", code], input=packed, cwd=tmp_path, env=env, capture_output=True)
+    assert ran.stdout.decode().strip() == "['HOW?', 'how?']", ran.stderr.decode()
 
 
 # --- installed backends ---
