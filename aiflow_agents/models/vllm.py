@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class VllmModel:
 
     def __init__(self, info: ModelInfo, tokenizer: Any, engine: Any, exit: int | None = None):
         self.info, self.engine, self.exit = info, engine, exit
-        self.turns = Turns(tokenizer, info)
+        self.turns, self._turn = Turns(tokenizer, info), threading.Lock()  # its engine steps for one caller at a time
 
     @classmethod
     def load(cls, model: str, *, dtype: str = "float32", options: Options | None = None, exit: int | None = None) -> VllmModel:
@@ -116,7 +117,9 @@ class VllmModel:
             params.append(SamplingParams(**drawn, max_tokens=room, stop=list(request.stop) or None, logprobs=0))
             prompts.append({"prompt_token_ids": ids})
             places.append(len(replies) - 1)
-        for place, made in zip(places, self.engine.generate(prompts, params, use_tqdm=False) if prompts else (), strict=True):
+        with self._turn:
+            found = self.engine.generate(prompts, params, use_tqdm=False) if prompts else []
+        for place, made in zip(places, found, strict=True):
             replies[place] = _reply(made)
         return replies
 

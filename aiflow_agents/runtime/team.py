@@ -72,8 +72,8 @@ class MemberFile(BaseModel):
 
     @model_validator(mode="after")
     def _keys_belong_to_the_backend(self) -> MemberFile:
-        if self.backend == "http" and self.exit is not None:
-            raise ValueError("exit chooses a part of a family; the backend http has none")
+        if self.exit is not None and self.backend not in ("family", "transformers", "vllm"):
+            raise ValueError(f"exit chooses a part of a family; the backend {self.backend} has none")
         if self.backend != "family" and self.keep is not None:
             raise ValueError(f"keep chooses a size of a decomposed model; the backend {self.backend} has none")
         if self.backend != "vllm" and self.vllm is not None:

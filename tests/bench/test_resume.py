@@ -77,7 +77,7 @@ def test_what_differs_is_named_and_is_exit_code_1(monkeypatch: pytest.MonkeyPatc
         (tmp_path / name / "samples.jsonl").write_text('{"a": 1}\n{"b": 2}\n' if score else '{"b": 2}\n{"a": 1}\n')
         (tmp_path / name / "trace.jsonl").write_text(f"{score}\n")
         (tmp_path / name / "summary.json").write_text(json.dumps({"run_id": name, "seed": 0}))
-    equal = resume._compare(tmp_path / "one", tmp_path / "other")
+    equal = resume.same(tmp_path / "one", tmp_path / "other")
     assert equal == {"samples.jsonl": True, "trace.jsonl": False, "summary.json": True}
     told: dict[str, Any] = {"suite": "s", "runtime": "inline", "samples": 2, "equal": equal, "passed": False, "kills": []}
     monkeypatch.setattr(resume, "bench_resume", lambda *_, **__: told)

@@ -378,10 +378,10 @@ def test_under_a_real_clock_payloads_are_forgotten_when_their_tasks_are_over(tea
 
 @pytest.mark.ray
 def test_under_ray_and_a_real_clock_too(team: Team, ray_hosts: Any) -> None:
-    before, flying = len(ray_hosts._bundles), list(ray_hosts._flying)
+    before = len(ray_hosts._bundles)
     results = under_a_real_clock(team, cascade(ALWAYS), ray_hosts)
     assert answers(results[:-1]) == answers(run(team, cascade(ALWAYS))) and len(ray_hosts._bundles) == before
-    assert ray_hosts._flying == flying == [0, 0]
+    assert [host.busy for host in ray_hosts._hosts()] == [0, 0]
 
 
 @pytest.mark.ray
