@@ -99,8 +99,9 @@ def test_the_run_is_judged_by_scenes_and_marked_again_so(found: dict[str, Any]) 
         for (arm, task, repeat), sample in samples.items():
             if arm == row["arm"]:
                 gain.setdefault(sample["cluster"], []).append(sample["score"] - samples[other, task, repeat]["score"])
-        assert sorted(map(len, gain.values())) == [7, 7]
-        assert row["ci95"] == pytest.approx(clusters.interval([sum(one) for one in gain.values()], [7, 7])) and row["p"] >= 0.5  # two scenes show nothing
+        sizes = list(map(len, gain.values()))
+        assert sorted(sizes) == [5, 9]
+        assert row["ci95"] == pytest.approx(clusters.interval([sum(one) for one in gain.values()], sizes)) and row["p"] >= 0.5  # two scenes show nothing
     assert summary["n_clusters"] == 2 and rescore(run).after["verdicts"] == summary["verdicts"]
 
 
