@@ -30,6 +30,7 @@ from aiflow_agents.runtime.hooks import Hooks, Run, log_warning
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.placement import seated
+from aiflow_agents.runtime.ray_metrics import RayMetrics
 from aiflow_agents.runtime.scene import stable_hash
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology
@@ -218,8 +219,8 @@ def evaluate(
 
     `team`, `network` and `topologies` default to those the suite names; further options are those of `plan`. `path` is the run folder (default: a new
     one in `log_dir`); with `resume` it is gone on with. `place` "spread" loads members' models on Ray nodes of their tiers (`runtime.placement`), of
-    whose GPUs each host gets `host_gpus`. `hosts` may be shared between evaluations, and is then not closed here. `hooks` are told what happens, and
-    change nothing (`runtime.hooks`).
+    whose GPUs each host gets `host_gpus`; a cluster at `ray_address` publishes what is counted (`runtime.ray_metrics`). `hosts` may be shared between
+    evaluations, and is then not closed here. `hooks` are told what happens, and change nothing (`runtime.hooks`).
     Works inside a running event loop (a notebook). Raises `UserError` for anything wrong in names, files or options.
     """
     if runtime not in RUNTIMES:
@@ -240,7 +241,7 @@ def evaluate(
         folder.log(line)
         note(line)
 
-    heard = Hooks(hooks, tell=tell)
+    heard = Hooks([*hooks, *([RayMetrics()] if runtime == "ray" and ray_address else [])], tell=tell)
     with RunFolder(folder_path, evaluation.config, resume=resume) as folder, closing(Memory(folder_path / "calls.sqlite", reuse=known)) as memory:
         if hosts is None and runtime == "ray":
             watch.stage("starting Ray", 0)
