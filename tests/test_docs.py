@@ -97,6 +97,13 @@ def test_pages_are_found_and_lead_to_one_another() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", ["topologies", "backends", "scorers"])
+def test_ten_lines_are_enough(page: str) -> None:
+    """For a new topology, a new model and a new scorer: the first cell of its page has it whole, imports and all."""
+    first = next(block for block in blocks(ROOT / "docs" / f"{page}.md") if block.language == "python")
+    assert len([line for line in first.code.splitlines() if line.strip()]) <= 10
+
+
 def test_the_readme_runs_as_it_stands(names: dict[str, object]) -> None:
     """Its first script is run by test_python_api. A class is shown without its imports, and must be the one of its file."""
     import torch
