@@ -66,14 +66,14 @@ class PrivacyError(UserError):
 
 
 class MemberFailed(AIFlowError):
-    """A member could not answer; carries the member's name and the reason."""
+    """A member could not answer; carries the member's name and the reason, and the kind of `CallError` where it was one."""
 
-    def __init__(self, member: str, reason: str):
-        self.member, self.reason = member, reason
+    def __init__(self, member: str, reason: str, kind: str = "failed"):
+        self.member, self.reason, self.kind = member, reason, kind
         super().__init__(f"{member}: {reason}")
 
     def __reduce__(self):
-        return MemberFailed, (self.member, self.reason)
+        return MemberFailed, (self.member, self.reason, self.kind)
 
 
 class Deadlock(AIFlowError):

@@ -44,6 +44,7 @@ class Agent:
     keep: float | None = None  # the share of a decomposed model's parameters; None is all
     extract: Extract = str.strip  # what of its text is the answer
     model: Model | None = None  # where it is an object and not loaded by `folder`
+    stop: tuple[str, ...] = ()  # what it says ends before any of these
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,7 +143,7 @@ class Agent:
             if scene.called:
                 scene.called(Called(self, request, reply, usage, start_s, scene.now()))
             if isinstance(reply, CallError):
-                raise MemberFailed(self.name, reply.message)
+                raise MemberFailed(self.name, reply.message, reply.kind)
             assert usage is not None
         if resume is not None and parcel is not None:
             heard = (resume,)
@@ -153,6 +154,7 @@ class Agent:
         sources = [*heard, *features, *(message for message in (begin, picture, rate) if message is not None)]
         id, parents = scene.next_id(self.name), tuple([message.id for message in sources])
         stays = next((message._stays for message in (asked, *sources) if message.node == self.node and message._stays is not None), None)
+        scene.made(id, reply)
         if reply.parcel is not None:
             scene.hellos[id] = self.hello
         if scene.listener:
@@ -241,7 +243,7 @@ class Agent:
         if sampling.temperature > 0:
             scene = SCENE.get()
             seed = stable_hash(scene.seed, scene.task.id, scene.repeat, self.name, sample, turns)
-        return Request(tuple(turns), self.max_tokens, sampling, seed, exit=self.exit, keep=self.keep)
+        return Request(tuple(turns), self.max_tokens, sampling, seed, self.stop, exit=self.exit, keep=self.keep)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.info.name} at {self.node})"

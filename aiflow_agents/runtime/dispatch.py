@@ -213,5 +213,5 @@ class _Remote:
 
     def __call__(self, model: str, requests: Sequence[Request]) -> Answers:
         with self._lock:
-            self._model = self._model or load_model(model)
+            self._model = self._model or load_model(unseat(model)[1])
         return self._model.generate(requests)

@@ -190,8 +190,9 @@ class InlineHosts:
 def open_hosts(
     runtime: str, *, address: str | None = None, models: Mapping[str, Model] | None = None, host_gpus: float = 0.0,
     note: Callable[[str], None] = lambda line: None,
-) -> Hosts:  # fmt: skip
+) -> LiveHosts:  # fmt: skip
     """`inline` or `ray`. `models`, by key, are objects that the hosts shall have (`Team.objects`); the rest is for Ray, see `RayHosts`.
+
 
     Raises UserError for an object that cannot get there.
     """

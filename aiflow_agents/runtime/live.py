@@ -166,6 +166,9 @@ class LiveScene(Scene):
     def now(self) -> float:
         return self.clock.time()
 
+    def made(self, id: str, reply: Reply) -> None:
+        self.replies[id] = reply
+
     async def over(self) -> None:
         if self.whole_bill:
             await self.all_done()

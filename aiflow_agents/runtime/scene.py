@@ -91,6 +91,9 @@ class Scene:
         self._made += 1
         return f"{author}.{self._made}"
 
+    def made(self, id: str, reply: Reply) -> None:
+        """Told what a model replied to become this message."""
+
     def question(self, text: str, home: str) -> Message:
         """A question is a message too: it arises at home and is paid for once at every node it reaches."""
         message = self._questions.get(text)

@@ -1,0 +1,192 @@
+"""From a request to its answer: choices, usage, and the same in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aiflow_agents.models.protocol import Turn
+from aiflow_agents.runtime.ledger import Ledger
+from aiflow_agents.runtime.live import Answered, Live
+from aiflow_agents.runtime.scene import stable_hash
+from aiflow_agents.serve.metrics import Metrics
+from aiflow_agents.serve.refusal import Refusal, of_error
+from aiflow_agents.serve.schema import Asked, ChatAsked, CompletionsAsked
+from aiflow_agents.serve.served import Served
+from aiflow_agents.serve.spelling import Spelling
+
+PIECE = re.compile(r"\s*\S+\s*")  # of a streamed answer: a word
+
+
+@dataclass(frozen=True)
+class Said:
+    """One choice of an answer."""
+
+    text: str
+    finish: str
+    confidence: float | None
+    logprobs: dict[str, Any] | None
+    over: str | None
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What OpenAI's format has no place for."""
+        return {"aiflow": {"confidence": self.confidence, "over_budget": self.over}}
+
+
+async def answer(live: Live, served: Served, asked: ChatAsked | CompletionsAsked, spelling: Spelling, metrics: Metrics, most_s: float) -> Whole:
+    """Ask for all choices of all prompts at once. Raises Refusal for the first that fails, and when `most_s` seconds are over."""
+    spell = spelling.of(served, isinstance(asked, ChatAsked)) if asked.wants_logprobs else None
+    team = served.tailored(asked)
+    seed = secrets.randbits(62) if asked.seed is None else asked.seed
+    asks = [
+        live.answer(served.topology, question, team=team, before=before, seed=_seed(seed, i), whole_bill=False, traced=False)
+        for question, before in questions(asked)
+        for i in range(asked.choices)
+    ]
+    try:
+        async with asyncio.timeout(most_s):
+            answered = await _all(asks)
+    except TimeoutError:
+        raise Refusal(503, f"no answer within {most_s:g} seconds", code="timeout", retry_s=1.0) from None
+    for one in answered:
+        metrics.spent(one.ledger)
+    failed = next((one for one in answered if one.result.error is not None), None)
+    if failed is not None:
+        raise of_error(failed.error or RuntimeError(failed.result.error))
+    return Whole(served, asked, [said(one, asked, spell) for one in answered], usage(served, answered))
+
+
+def questions(asked: ChatAsked | CompletionsAsked) -> list[tuple[str, tuple[Turn, ...]]]:
+    """Each question, and the conversation that led to it."""
+    if isinstance(asked, CompletionsAsked):
+        return [(prompt, ()) for prompt in asked.prompt]
+    *before, last = (message.turn for message in asked.messages)
+    return [(last.content, tuple(before))]
+
+
+def _seed(seed: int, choice: int) -> int:
+    return stable_hash(seed, choice) if choice else seed
+
+
+async def _all(asks: Sequence[Any]) -> list[Answered]:
+    """All of them; if this is given up, so are they."""
+    tasks = [asyncio.ensure_future(ask) for ask in asks]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def said(one: Answered, asked: Asked, spell: Any) -> Said:
+    """A choice, as far as the client's stop strings let it come."""
+    result, reply = one.result, one.reply
+    text = result.text or ""
+    ends = [at for string in asked.stop if (at := text.find(string)) >= 0]
+    cut = text[: min(ends)] if ends else text
+    finish = "length" if result.over or (not ends and reply is not None and reply.finish == "length") else "stop"
+    return Said(cut, finish, result.confidence, spell(reply) if spell and reply is not None else None, result.over)
+
+
+def usage(served: Served, answered: Sequence[Answered]) -> dict[str, Any]:
+    """What all calls of all members have read and made, and under `aiflow` who, where, and what it cost."""
+    where = {agent.name: agent.node for agent in served.team}
+    members: dict[str, dict[str, Any]] = {}
+    nodes: dict[str, dict[str, Any]] = {}
+    links: dict[str, int] = {}
+    for ledger in (one.ledger for one in answered):
+        for name, spent in ledger.members.items():
+            for key, value in asdict(spent).items():
+                for split, place in ((members, name), (nodes, where.get(name, ""))):
+                    row = split.setdefault(place, {})
+                    row[key] = row.get(key, 0) + value
+        for (src, dst), nbytes in ledger.links.items():
+            links[f"{src}->{dst}"] = links.get(f"{src}->{dst}", 0) + nbytes
+    for name, row in members.items():
+        row["node"] = where.get(name, "")
+    total = _sum([one.ledger for one in answered])
+    return {
+        "prompt_tokens": total.tokens_in,
+        "completion_tokens": total.tokens_out,
+        "total_tokens": total.tokens_in + total.tokens_out,
+        "aiflow": {
+            "calls": total.calls,
+            "flops": total.flops,
+            "wire_bytes": total.wire_bytes,
+            "energy_j": total.energy_j,
+            "radio_j": total.radio_j,
+            "seconds": max(one.result.usage.latency_s for one in answered),
+            "unfinished_calls": sum(one.unfinished for one in answered),
+            "members": members,
+            "nodes": nodes,
+            "links": links,
+        },
+    }
+
+
+def _sum(ledgers: Sequence[Ledger]) -> Ledger:
+    total = Ledger()
+    for name in ("flops", "tokens_in", "tokens_out", "calls", "wire_bytes", "energy_j", "radio_j"):
+        setattr(total, name, sum(getattr(ledger, name) for ledger in ledgers))
+    return total
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole answer to one request."""
+
+    served: Served
+    asked: ChatAsked | CompletionsAsked
+    choices: list[Said]
+    usage: dict[str, Any]
+
+    @property
+    def chat(self) -> bool:
+        return isinstance(self.asked, ChatAsked)
+
+    def head(self, streamed: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if streamed else "chat.completion") if self.chat else "text_completion"
+        return {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.asked.model,
+            "system_fingerprint": self.served.fingerprint,
+        }
+
+    def body(self) -> dict[str, Any]:
+        """At once."""
+        choices: list[dict[str, Any]] = []
+        for i, one in enumerate(self.choices):
+            words: dict[str, Any] = {"message": {"role": "assistant", "content": one.text, "refusal": None}} if self.chat else {"text": one.text}
+            choices.append({"index": i, **words, "logprobs": one.logprobs, "finish_reason": one.finish, **one.extra})
+        return {**self.head(False), "choices": choices, "usage": self.usage}
+
+    def events(self) -> Iterator[str]:
+        """In pieces, as server-sent events: the answer is known, and comes word by word."""
+        head = self.head(True)
+        options = self.asked.stream_options
+        usage = {"usage": None} if options and options.include_usage else {}
+
+        def event(choices: list[dict[str, Any]], **more: Any) -> str:
+            return f"data: {json.dumps({**head, 'choices': choices, **usage, **more}, separators=(',', ':'))}\n\n"
+
+        for i, one in enumerate(self.choices):
+            if self.chat:
+                yield event([{"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}])
+            for piece in PIECE.findall(one.text) or ([one.text] if one.text else []):
+                words: dict[str, Any] = {"delta": {"content": piece}} if self.chat else {"text": piece}
+                yield event([{"index": i, **words, "logprobs": None, "finish_reason": None}])
+            last: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+            yield event([{"index": i, **last, "logprobs": one.logprobs, "finish_reason": one.finish, **one.extra}])
+        if usage:
+            yield event([], usage=self.usage)
+        yield "data: [DONE]\n\n"

@@ -1,0 +1,157 @@
+"""A real server in a process of its own: it says where it listens, stands rude clients, and lets what is under way come to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from aiflow_agents.cli import main as door
+
+SLOW = """\
+import asyncio
+
+from aiflow_agents import Topology
+
+
+class Slow(Topology):
+    seconds: float = 1.0
+
+    async def run(self, task, team):
+        await asyncio.sleep(self.seconds)
+        return await next(iter(team)).ask(task.question)
+"""
+KEY = "sk-nobody-must-read-this"
+
+
+class Server:
+    def __init__(self, folder: Path, *more: str):
+        (folder / "topologies").mkdir(exist_ok=True)
+        (folder / "topologies" / "slow.py").write_text(SLOW)
+        code = "import sys; from aiflow_agents.cli.main import main; sys.exit(main())"
+        args = ["serve", "willow", "--topology", "single", "--allow", "slow", "--runtime", "inline", "--port", "0", "--key-variable", "THE_KEY", *more]
+        env = {**os.environ, "THE_KEY": KEY, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.process = subprocess.Popen([sys.executable, "-c", code, *args], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", self.said)
+        assert found, self.process.communicate(timeout=30)
+        self.port = int(found[1])
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+
+    def ask(self, **more: Any) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json={"model": "willow", "messages": [{"role": "user", "content": "84*7="}], **more})
+
+    def raw(self, sent: bytes, half_close: bool = False) -> bytes:
+        """What is answered to these bytes, until the server closes, or for two seconds."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+            connection.sendall(sent)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            answered = b""
+            try:
+                while more := connection.recv(65536):
+                    answered += more
+            except TimeoutError:
+                pass
+            return answered
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, err
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("served"), "--max-body-bytes", "5000")
+    yield started
+    started.client.close()
+    if started.process.poll() is None:
+        started.end()
+
+
+def test_it_says_what_it_serves_and_answers(server: Server) -> None:
+    assert server.said.startswith("6 models at ") and "willow/slow" in server.said
+    names = [model["id"] for model in server.client.get("/v1/models").json()["data"]]
+    assert set(names) == {"willow", "willow/single", "willow/slow", *(name for name in names if server.client.get(f"/v1/models/{name}").status_code == 200)}
+    answer = server.ask().json()
+    assert re.fullmatch(r"-?\d+", answer["choices"][0]["message"]["content"]) and answer["usage"]["aiflow"]["calls"] == 1
+    pieces = server.ask(stream=True, stream_options={"include_usage": True}).text
+    assert pieces.endswith("data: [DONE]\n\n") and answer["choices"][0]["message"]["content"] in pieces
+
+
+def test_rude_clients_do_no_harm(server: Server) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n".encode()
+    body = json.dumps({"model": "willow", "messages": [{"role": "user", "content": "1+1="}]}).encode()
+    for sent, statuses in (
+        (head + b"Content-Length: 999999\r\n\r\n", (413,)),
+        (head + b"Transfer-Encoding: chunked\r\n\r\n" + b"1000\r\n" + b"x" * 4096 + b"\r\n" + b"1000\r\n" + b"x" * 4096 + b"\r\n", (413,)),
+        (head + b"Content-Length: -5\r\n\r\n", (400,)),
+        (head + b"Content-Length: 5\r\n\r\nhello", (400,)),
+        (b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n", (400, 404, 414)),
+        (b"\x16\x03\x01\x02\x00\x01\x00", (400,)),
+    ):
+        answered = server.raw(sent)
+        assert answered[:9] == b"HTTP/1.1 " and int(answered[9:12]) in statuses, (sent[:80], answered[:80])
+    for sent in (head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10], head[:40], b""):  # and then no more
+        server.raw(sent, half_close=True)
+    assert server.ask().status_code == 200 and server.process.poll() is None
+
+
+def test_what_is_under_way_comes_to_its_end_and_no_key_is_in_any_log(server: Server) -> None:
+    import threading
+
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(server.ask(model="willow/slow", topology={"params": {"seconds": 1.5}})))
+    asking.start()
+    while "aiflow_requests_inside 1" not in server.client.get("/metrics").text:
+        time.sleep(0.01)
+    began = time.monotonic()
+    code, err = server.end()
+    asking.join(timeout=30)
+    assert code == 0 and answers[0].status_code == 200 and answers[0].json()["choices"][0]["message"]["content"]
+    assert time.monotonic() - began < 25 and KEY not in err and "Traceback" not in err
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{server.port}/health")
+
+
+# --- before it listens ---
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["spezialists"], "no team named 'spezialists'; did you mean specialists"),
+        (["specialists", "--topology", "debat"], "no topology named 'debat'; did you mean debate"),
+        (["specialists", "--topology", "router"], "must be fitted on a dev split first"),
+        (["willow", "--allow", "star"], "needs a member with role 'server'"),
+        (["specialists", "specialists"], "two models would be called specialists"),
+        (["specialists", "--key-variable", "NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY, which holds the API keys, is not set"),
+        (["specialists", "-T", "rounds=1"], "named 'rounds'"),
+        (["specialists", "--place", "spread"], "--place spread is for --runtime ray"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(args: list[str], says: str, capsys: Any) -> None:
+    code = door.main(["serve", *args, "--runtime", "inline", "--port", "0"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1
+
+
+def test_an_open_door_is_warned_of(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("aiflow_agents.serve.run.serve_inline", lambda app, host, port, ready: ready(80))
+    for host, warned in (("0.0.0.0", True), ("127.0.0.1", False)):
+        assert door.main(["serve", "willow", "--topology", "single", "--allow", "exit-cascade", "--runtime", "inline", "--host", host]) == 0
+        out, err = capsys.readouterr()
+        assert f"http://{host}:80/v1" in out and ("everybody who reaches 0.0.0.0:8000 can use this" in err) == warned
