@@ -227,7 +227,7 @@ class Agent:
         self, asked: Message, before: Sequence[Turn], heard: Sequence[Message], instruct: str | None, sampling: Sampling, sample: int, dialogue: bool,
         last: bool,
     ) -> Request:  # fmt: skip
-        system = ([self.prompt] if self.prompt else []) + [turn.content for turn in before if turn.role == "system"]
+        system = ([self.prompt] if self.prompt else []) + [turn.content for turn in before if turn.role == "system" and turn.content]
         turns = [Turn("system", "\n\n".join(system))] if system else []  # a template knows one, at the beginning
         turns += [turn for turn in before if turn.role != "system"]
         question = [Turn("user", asked._said)] if asked._said or not instruct else []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from aiflow_agents.serve.app import app_of
@@ -24,13 +24,19 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
     import ray
     from ray import serve
 
+    for name in ("ray._private.authentication", "ray.serve"):  # they would announce every default and every step
+        logging.getLogger(name).setLevel(logging.WARNING)
     started = not ray.is_initialized()
     if started:
         here: dict[str, Any] = {} if settings.ray_address else {"include_dashboard": False}
         ray.init(address=settings.ray_address or "local", log_to_driver=False, configure_logging=False, **here)
-    build = partial(app_of, settings.located())
+    located = settings.located()
+
+    def build() -> Any:
+        return app_of(located)
+
     try:
-        serve.start(http_options={"host": host, "port": port})
+        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
         deployment = serve.deployment(
             name="endpoint",
             num_replicas=1,
@@ -45,11 +51,10 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
             signal.signal(number, lambda *_: ended.set())
         ended.wait()
     finally:
+        serve.delete("aiflow")  # waits for what is under way, while the proxy stands
         if started:
             serve.shutdown()
             ray.shutdown()
-        else:
-            serve.delete("aiflow")
 
 
 class _Replica:
