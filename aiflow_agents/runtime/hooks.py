@@ -180,6 +180,10 @@ class Teller:
 
         return both
 
+    def forget(self, job: Job) -> None:
+        """A job that was cancelled has no end to tell of."""
+        self._asked.pop(id(job), None)
+
     def calls(self, asked: Asked) -> Callable[[Called], None] | None:
         """Whom a member's calls are told; None where nobody wants to know."""
         return (lambda called: self.hooks.tell("on_call", asked, called)) if self.hooks.wants("on_call") else None

@@ -11,7 +11,7 @@ before it has set out is never made, a later one is made, and billed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -21,6 +21,7 @@ from aiflow_agents.models.protocol import CallError, Reply, Shape, Turn
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.dispatch import Asked, Dispatcher, Note
 from aiflow_agents.runtime.handover import Call
+from aiflow_agents.runtime.hooks import Hooks, Run, Teller
 from aiflow_agents.runtime.hosts import InlineHosts, LiveHosts
 from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.run import Job, Result, Runs, Stage, perform
@@ -51,14 +52,18 @@ class Live:
             print(await live.ask(load_topology("debate"), "84*7="))
 
     To be used from one event loop. `hosts` (InlineHosts by default) are closed by whoever opened them. Between questions nothing is remembered but
-    who has met whom. `note` as in `Dispatcher`.
+    who has met whom. `note` as in `Dispatcher`; `hooks` are told of every question, and of one run from the first to `close` (`runtime.hooks`).
     """
 
     def __init__(
         self, team: Team, hosts: LiveHosts | None = None, *, pace: bool = False, seed: int = 0, budget: Budget | None = None,
-        note: Note = lambda calls, executed: None,
+        note: Note = lambda calls, executed: None, hooks: Iterable[object] = (),
     ):  # fmt: skip
         self.team, self.pace, self.seed, self.budget = team, pace, seed, budget
+        self.hooks = Hooks(hooks)
+        self._teller = Teller(self.hooks, Run(team, seed=seed)) if self.hooks else None
+        if self._teller:
+            self.hooks.tell("on_run_start", self._teller.run)
         self.dispatcher = Dispatcher(hosts or InlineHosts(), note)
         self._sessions: dict[str, Session] = {}  # by network: a hello says all that matters of a speaker, so teams share them
         self._leaving: set[asyncio.Task[None]] = set()
@@ -97,13 +102,17 @@ class Live:
         job = Job(type(topology).__name__, topology, Task("question", question, before=tuple(before)), team, traced=traced)
         limits = budget & self.budget if budget and self.budget else budget or self.budget
         session = self._sessions.setdefault(team.network.name, {})
-        stage = _LiveStage(job, self.seed if seed is None else seed, listener, session, limits, self._scene)
+        teller = self._teller
+        stage = _LiveStage(job, self.seed if seed is None else seed, listener, session, limits, self._scene, teller)
         scene: LiveScene = stage.scene  # type: ignore[assignment]
         scene.whole_bill = whole_bill
         results: list[Result] = []
         try:
-            await asyncio.ensure_future(perform(stage, results.append))  # a task of its own, whose context it may change
+            done = teller.ending(results.append) if teller else results.append
+            await asyncio.ensure_future(perform(stage, done))  # a task of its own, whose context it may change
         finally:
+            if teller:
+                teller.forget(job)
             leaving = asyncio.ensure_future(self._leave(scene))
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
@@ -119,6 +128,10 @@ class Live:
         await self.dispatcher.close()
         if self._leaving:
             await asyncio.wait(self._leaving)
+        if self._teller:
+            self.hooks.tell("on_run_end", self._teller.run, None)
+            self._teller = None
+            await asyncio.get_running_loop().run_in_executor(None, self.hooks.close)
 
     async def __aenter__(self) -> Self:
         return self

@@ -282,3 +282,39 @@ def test_a_topology_that_does_not_fit_is_refused_at_once(stage: Any, team: Any) 
     for topology, says in ((load_topology("star"), "needs a member with role 'server'"), ("debate", "not its name")):
         with pytest.raises(UserError, match=says):
             live(team, stage.hosts(), lambda now, topology=topology: now.ask(topology, "q"))
+
+
+def test_hooks_are_told_of_every_question_and_change_nothing(stage: Any, team: Any) -> None:
+    from aiflow_agents.runtime.hooks import Hook
+
+    told: list[tuple[str, Any]] = []
+
+    class Watch(Hook):
+        def on_run_start(self, run: Any) -> None:
+            told.append(("start", run.team.name))
+
+        def on_task_end(self, task: Any, result: Any) -> None:
+            told.append((task.job.task.question, result.answer))
+            raise RuntimeError("its own affair")
+
+        def on_call(self, task: Any, call: Any) -> None:
+            told.append(("call", call.agent.name))
+
+        def on_run_end(self, run: Any, outcome: Any) -> None:
+            told.append(("end", outcome))
+
+    for name in ("ann", "bob", "tim"):
+        stage.say[name] = lambda request: request.messages[-1].content.upper()
+
+    async def work(now: Live) -> list[Any]:
+        waits = asyncio.ensure_future(now.ask(Do(lambda team: asyncio.sleep(60)), "never"))
+        await asyncio.sleep(0)
+        found = [await now.ask(load_topology("majority"), question) for question in ("one", "two")]
+        waits.cancel()
+        return found
+
+    found = live(team, stage.hosts(), work, hooks=[Watch()])
+    assert [result.answer for result in found] == ["ONE", "TWO"] and all(result.error is None for result in found)
+    assert told[0] == ("start", team.name) and told[-1] == ("end", None)
+    assert [one for one in told if one[0] in ("one", "two")] == [("one", "ONE"), ("two", "TWO")]
+    assert sorted(one[1] for one in told if one[0] == "call") == ["ann", "ann", "bob", "bob", "tim", "tim"] and not any(one[0] == "never" for one in told)
