@@ -15,7 +15,7 @@ So no cache is ever mixed from two layers, nothing is computed twice, and the re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Session:
         self._filled: dict[int, int] = {}  # block -> positions whose keys and values it has
         self._cache: Cache | None = None
         self._columns = 0
+        self._span: tuple[tuple[int, int], Any] = ((-1, -1), None)
         self._stations = sorted({0, *decoder.config.exits})
         self._floor = 0  # after `resume`: below this layer inputs are not known
         self._unseen: Tensor | None = None  # and if they can be had, from these token ids
@@ -94,7 +95,9 @@ class Session:
         stop = start + hidden.shape[1]
         assert all(self._filled.get(block, 0) >= start for block in blocks), (blocks, start, self._filled)
         self._filled.update({block: max(self._filled.get(block, 0), stop) for block in blocks})  # what was run again stays as far as it was
-        return self.decoder.run(hidden, self._room(stop), self.decoder.prompt_span(start, stop), list(blocks))
+        if self._span[0] != (start, stop):  # the stations of one pass share it
+            self._span = (start, stop), self.decoder.prompt_span(start, stop)
+        return self.decoder.run(hidden, self._room(stop), self._span[1], list(blocks))
 
     def _room(self, columns: int) -> Cache:
         """The cache, with at least so many columns."""
