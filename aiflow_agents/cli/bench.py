@@ -17,6 +17,7 @@ from aiflow_agents.cli.bench_monolith import monolith
 from aiflow_agents.cli.bench_rank import rank
 from aiflow_agents.cli.bench_report import report
 from aiflow_agents.cli.bench_resume import resume
+from aiflow_agents.cli.bench_serve import serve
 from aiflow_agents.cli.bench_views import views
 from aiflow_agents.cli.bench_wire import wire
 
@@ -33,6 +34,7 @@ bench.command("monolith", short_help="A team beside one model of its size and to
 bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)
 bench.command("report", short_help="Seconds that a large run's page takes to open.")(report)
 bench.command("resume", short_help="Killed and resumed again and again: is nothing lost?")(resume)
+bench.command("serve", short_help="What serving adds to a model, under load and abuse.")(serve)
 bench.command("views", short_help="Accuracy by bytes of each camera: features, JPEG, text.")(views)
 bench.command("wire", short_help="Codecs on hidden states: bits, answers lost, time.")(wire)
 
