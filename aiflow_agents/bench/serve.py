@@ -230,7 +230,8 @@ async def _load(server: Served, bodies: Sequence[bytes], clients: int, seconds: 
     return answered
 
 
-VALUES = (None, True, -1, 0, 10**30, 1e308, "", "x", [], {}, [[]], [None], {"a": {}}, "\ud800", "\x00", [{"role": "user", "content": 7}])
+MISTAKEN = [{"role": "user", "content": 7}]
+VALUES: tuple[Any, ...] = (None, True, -1, 0, 10**30, 1e308, "", "x", [], {}, [[]], [None], {"a": {}}, "\ud800", "\x00", MISTAKEN)
 FIELDS = (
     "model", "messages", "n", "seed", "stop", "max_tokens", "temperature", "top_p", "stream", "stream_options", "logprobs", "topology", "tools",
     "response_format", "logit_bias", "nonsense",
