@@ -103,8 +103,9 @@ def run(folder: Path, *args: str, **env: str) -> str:
 def test_inspect(server: Server, right: float, folder: Path) -> None:
     needs("inspect_ai")
     where = {"AIFLOW_BASE_URL": f"http://127.0.0.1:{server.port}/v1", "AIFLOW_API_KEY": KEY}
-    said = run(folder, "inspect_ai", "eval", "sums.py", "--model", "openai-api/aiflow/willow", "--display", "plain", **where)
-    assert float(said.split("mean")[1].split()[0]) == pytest.approx(right, abs=0.001)
+    run(folder, "inspect_ai", "eval", "sums.py", "--model", "openai-api/aiflow/willow", "--display", "none", "--log-format", "json", **where)
+    (log,) = (folder / "logs").glob("*.json")
+    assert json.loads(log.read_text())["results"]["scores"][0]["metrics"]["mean"]["value"] == pytest.approx(right, abs=0.001)
 
 
 @pytest.mark.parametrize(("api", "more"), [("chat-completions", "--apply_chat_template"), ("completions", "")])
