@@ -88,15 +88,6 @@ def in_view(scenes: Scenes) -> NDArray[np.int64]:
     return kind[:, SEEN]
 
 
-def alike(scenes: Scenes) -> NDArray[np.int64]:
-    """How many things in the whole scene are like what a camera has at a patch: the same thing, of its colour, of its shape: [scenes, cameras, 9, 3].
-    0 where nothing stands."""
-    thing = np.where(scenes.colour < 0, -1, scenes.colour.astype(np.int64) * len(SHAPES) + scenes.shape)
-    of = np.stack((thing, scenes.colour, scenes.shape), -1)  # [scenes, 12, 3]
-    same = (of[:, :, None] == of[:, None]) & (of >= 0)[:, :, None]
-    return same.sum(2)[:, SEEN]
-
-
 def _sprites() -> NDArray[np.float32]:
     """The shapes, [shape, shift of rows, shift of columns, 8, 8], 1 where they are."""
     at = np.arange(CELL) - (CELL - 1) / 2

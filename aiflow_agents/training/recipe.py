@@ -50,21 +50,6 @@ class Size(Strict):
         return self
 
 
-class Look(Strict):
-    """How a phase teaches a model that sees, where not as usual.
-
-    `still`: the layers below `vision.layer` and the front stay as they are. `rounded`: features come in whole steps of up to so many deviations, as
-    coarse codecs leave them, instead of with noise. `counted`: the weight of naming how many things are like what stands at each patch. `said`,
-    `read`: in what share of scenes captions are said, and are read.
-    """
-
-    still: bool = False
-    rounded: Annotated[float, Field(ge=0)] = 0.0
-    counted: Annotated[float, Field(ge=0)] = 0.0
-    said: Annotated[float, Field(gt=0, le=1)] | None = None
-    read: Annotated[float, Field(gt=0, le=1)] | None = None
-
-
 class Phase(Strict):
     """One phase of training.
 
@@ -76,7 +61,7 @@ class Phase(Strict):
     A share `alone` of the questions is asked without anything heard; the others come with the answers of `least` peers or more, and with `sure` also
     with how sure each was, calibrated: `296~97`.
     `skills`: instead of the recipe's own, in this phase. `horizon`: the learning rate falls as if the phase had so many tokens, where it ends before
-    it has come down, and the next phase goes on from there. `look`: for a model that sees.
+    it has come down, and the next phase goes on from there.
     """
 
     kind: Literal["answer", "hear", "recall", "ask"]
@@ -91,7 +76,6 @@ class Phase(Strict):
     sure: bool = False
     skills: Skills | None = None
     horizon: Positive | None = None
-    look: Look = Look()
 
     @model_validator(mode="after")
     def _peers(self) -> Phase:
@@ -149,8 +133,6 @@ class Recipe(Strict):
             raise ValueError(f"{wrong[0]} is {'no question about a scene' if self.vision else 'a question about a scene: it needs vision'}")
         if self.vision and (self.exits or len(self.phases) > self.answering):
             raise ValueError("a model that sees has one exit and hears nobody")
-        if not self.vision and any(phase.look != Look() for phase in self.phases):
-            raise ValueError("`look` is for a model that sees: it needs vision")
         if self.vision and self.vision.layer >= self.size.layers:
             raise ValueError(f"vision.layer is below the last of {self.size.layers} layers, found {self.vision.layer}")
         return self

@@ -12,13 +12,12 @@ It also learns to say what one camera sees (`skills.captions`), and to answer fr
 model itself holds likely at that time, right or wrong, and that is what it learns to say.
 
 Answers alone teach eyes slowly, so in training linear heads name what stands in a place: from the features of each patch, half-way through the
-layers that join them, and half-way through what is read of it. Before the last layer others may say how many things are like it. They are no part of
-the model.
+layers that join them, and half-way through what is read of it. They are no part of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +28,12 @@ from torch import Tensor, nn
 
 from aiflow_agents.skills import captions
 from aiflow_agents.skills import scenes as scenes_module
-from aiflow_agents.skills.scenes import CELLS, COLOURS, SHAPES, SceneTask
+from aiflow_agents.skills.scenes import COLOURS, SHAPES, SceneTask
 from aiflow_agents.skills.splits import Question
 from aiflow_agents.training.branches import travel_noise
 from aiflow_agents.training.corpus import collate, example
 from aiflow_agents.training.front import CAMERAS, PATCHES
 from aiflow_agents.training.recipe import Phase, Recipe
-from aiflow_agents.training.rounding import rounded
 from aiflow_agents.training.tokenizer import BOS, EOS, HEARD, encode, prompt_ids
 from aiflow_agents.training.trainer import Trainer
 
@@ -43,25 +41,23 @@ CHUNK = 512  # scenes drawn together
 NAMING = 0.5  # weight of each naming, and of captions, beside that of answers
 SAYING = 0.25  # share of scenes that a camera says,
 READING = 0.375, 0.5  # and that are read: in the first phase, and in later ones
-LIKENESSES = 3  # in thing, colour and shape
 UNREAD = 0.05  # share of the tokens of a first phase before captions are worth reading
 
 
 class SceneBatch(NamedTuple):
     """`ids`, `targets`: [scenes, questions, longest], as in `Batch`; `pictures`: [scenes, cameras, 24, 24, 3], 8 bits a number; `there`
-    [scenes, cameras]: which cameras are; `cells` [scenes, cameras, 9]: what stands at each patch; `alike` [scenes, cameras, 9, 3]: how many are
-    like it, see `scenes.alike`."""
+    [scenes, cameras]: which cameras are; `cells` [scenes, cameras, 9]: what stands at each patch."""
 
     ids: Tensor
     targets: Tensor
     pictures: Tensor
     there: Tensor
     cells: Tensor
-    alike: Tensor
     tokens: int
 
     def to(self, device: str) -> SceneBatch:
-        return self._replace(**{name: one.to(device) for name, one in self._asdict().items() if name != "tokens"})
+        ids, targets, pictures, there, cells = (one.to(device) for one in self[:5])
+        return SceneBatch(ids, targets, pictures, there, cells, self.tokens)
 
 
 def features_of(model: Any, pictures: Tensor, layer: int) -> Tensor:
@@ -80,13 +76,13 @@ def states_of(model: Any, ids: Tensor, features: Tensor, there: Tensor, layer: i
 
 
 def joined(
-    model: Any, ids: Tensor, features: Tensor, there: Tensor, layer: int, *, places: Tensor | None = None, watch: Sequence[int] = ()
-) -> tuple[Tensor, list[Tensor]]:
-    """The same, and the features as they come to the layers `watch`. Of the features [scenes, count, width] some may be missing: `there`
+    model: Any, ids: Tensor, features: Tensor, there: Tensor, layer: int, *, places: Tensor | None = None, watch: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same, and the features as they come to layer `watch`. Of the features [scenes, count, width] some may be missing: `there`
     [scenes, count]. `places` [scenes, count] tells which they are of those of all cameras; by default they are those of all."""
     inner, (n, questions, longest) = model.model, ids.shape
     count, behind = features.shape[1], CAMERAS * PATCHES  # where text begins, whichever cameras are there
-    hidden, watched = inner.embed_tokens(ids.flatten(0, 1)), []  # [scenes * questions, longest, width]
+    hidden, watched = inner.embed_tokens(ids.flatten(0, 1)), features  # [scenes * questions, longest, width]
     turns = inner.rotary_emb(hidden, (behind + torch.arange(longest))[None])
     for block in inner.layers[:layer]:
         hidden = block(hidden, position_embeddings=turns)
@@ -95,7 +91,7 @@ def joined(
     positions = torch.cat((places, (behind + torch.arange(longest)).repeat(len(places), questions)), 1)
     turns, mask = inner.rotary_emb(hidden, positions), _mask(there, questions, longest)
     for index, block in enumerate(inner.layers[layer:], layer):
-        watched += [hidden[:, :count]] if index in watch else []
+        watched = hidden[:, :count] if index == watch else watched
         hidden = block(hidden, attention_mask=mask, position_embeddings=turns)
     return inner.norm(hidden[:, count:]).unflatten(1, (questions, longest)), watched
 
@@ -113,18 +109,18 @@ def _own(questions: int, longest: int) -> Tensor:
     return torch.block_diag(*[torch.ones(longest, longest, dtype=torch.bool).tril()] * questions)
 
 
-def read(model: Any, ids: Tensor, heard: Tensor, watch: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+def read(model: Any, ids: Tensor, heard: Tensor, watch: int) -> tuple[Tensor, Tensor]:
     """The same from text alone: what was heard, [scenes, tokens], comes before every question and knows of none. No layer is told apart."""
     inner, (n, questions, longest) = model.model, ids.shape
     count, text = heard.shape[1], questions * longest
     hidden = inner.embed_tokens(torch.cat((heard, ids.flatten(1)), 1))
-    watched = []
+    watched = hidden[:, :count]
     positions = CAMERAS * PATCHES + torch.cat((torch.arange(count), (count + torch.arange(longest)).repeat(questions)))
     before = torch.cat((torch.ones(count, count, dtype=torch.bool).tril(), torch.zeros(count, text, dtype=torch.bool)), 1)
     mask = torch.cat((before, torch.cat((torch.ones(text, count, dtype=torch.bool), _own(questions, longest)), 1)))[None, None]
     turns, mask = inner.rotary_emb(hidden, positions[None]), mask.expand(n, 1, -1, -1)
     for index, block in enumerate(inner.layers):
-        watched += [hidden[:, :count]] if index in watch else []
+        watched = hidden[:, :count] if index == watch else watched
         hidden = block(hidden, attention_mask=mask, position_embeddings=turns)
     return inner.norm(hidden[:, count:]).unflatten(1, (questions, longest)), watched
 
@@ -141,10 +137,7 @@ class SightTrainer(Trainer):
     def _build(self, recipe: Recipe) -> nn.Module:
         model: Any = super()._build(recipe)
         names = ("seen", "joined", "read") if self.vision.captions else ("seen", "joined")
-        heads = dict.fromkeys(names, len(COLOURS) * len(SHAPES) + 1)
-        if any(phase.look.counted for phase in recipe.phases):
-            heads |= dict.fromkeys([f"{name} alike" for name in names[1:]], LIKENESSES * (CELLS + 1))
-        model.namers = nn.ModuleDict({name: nn.Linear(recipe.size.width, count) for name, count in heads.items()})
+        model.namers = nn.ModuleDict({name: nn.Linear(recipe.size.width, len(COLOURS) * len(SHAPES) + 1) for name in names})
         return model
 
     def _batches(self, phase: int, chunk: int) -> Iterable[SceneBatch]:  # type: ignore[override]
@@ -152,60 +145,37 @@ class SightTrainer(Trainer):
 
     def _loss(self, batch: SceneBatch) -> Tensor:  # type: ignore[override]
         model: Any = self.model
-        look = self.phases[self.state["phase"]].look
-        generator = torch.Generator().manual_seed(self._key)
-        for block in model.model.layers[: self.vision.layer]:
-            block.requires_grad_(not look.still)
-        with torch.set_grad_enabled(not look.still):
-            features = features_of(model, batch.pictures, self.vision.layer)
+        key = self.recipe.seed * 1_000_003 + int(self.state["total_tokens"])  # so that it resumes bit for bit
+        features = features_of(model, batch.pictures, self.vision.layer)
         named = model.namers["seen"](features)
         loss = NAMING * nn.functional.cross_entropy(named.flatten(0, 1), batch.cells.flatten())
         travelled = features
-        if look.rounded:
-            travelled = rounded(features.detach(), model.namers["seen"], look.rounded, generator) + features - features.detach()
-        elif self.recipe.travel_noise:
-            travelled = travel_noise(features, self.recipe.travel_noise, generator)
+        if self.recipe.travel_noise:
+            travelled = travel_noise(features, self.recipe.travel_noise, torch.Generator().manual_seed(key))
         there = batch.there.repeat_interleave(PATCHES, 1)
-        states, watched = joined(model, batch.ids, travelled, there, self.vision.layer, watch=self._watch)
-        cells, alike = batch.cells.flatten(1)[there], batch.alike.flatten(1, 2)[there]
-        loss = loss + self._answers(states, batch.targets) + self._naming("joined", [one[there] for one in watched], cells, alike)
+        states, middle = joined(model, batch.ids, travelled, there, self.vision.layer, watch=self.middle)
+        loss = loss + self._answers(states, batch.targets) + NAMING * self._naming("joined", middle[there], batch.cells.flatten(1)[there])
         if self.vision.captions:
             likely = named.detach().softmax(-1).unflatten(1, (CAMERAS, PATCHES)).double().numpy()
-            rng = np.random.default_rng([self._key, 5])
+            rng = np.random.default_rng([key, 5])
             loss = loss + NAMING * self._say(features, likely, rng)
             if self.state["phase"] or self.state["tokens"] >= UNREAD * self.phases[0].tokens:
                 loss = loss + self._read(batch, likely, rng)
         return loss
-
-    @property
-    def _key(self) -> int:
-        """What all that is drawn for a batch comes from, so that it resumes bit for bit."""
-        return self.recipe.seed * 1_000_003 + int(self.state["total_tokens"])
-
-    @property
-    def _watch(self) -> tuple[int, ...]:
-        """Where heads look: half-way, and, where they count, before the last layer."""
-        return (self.middle, self.recipe.size.layers - 1) if self.phases[self.state["phase"]].look.counted else (self.middle,)
 
     def _answers(self, states: Tensor, targets: Tensor) -> Tensor:
         where = targets >= 0
         model: Any = self.model
         return nn.functional.cross_entropy(model.lm_head(states[where]), targets[where])
 
-    def _naming(self, name: str, watched: Sequence[Tensor], cells: Tensor, alike: Tensor) -> Tensor:
-        """How wrongly heads name what stands there, and how many are like it: watched [places, width] each, cells [places], alike [places, 3]."""
+    def _naming(self, name: str, hidden: Tensor, cells: Tensor) -> Tensor:
+        """How wrongly a head names what stands there: hidden [places, width], cells [places]."""
         model: Any = self.model
-        hidden = [nn.functional.rms_norm(one, one.shape[-1:]) for one in watched]
-        loss = NAMING * nn.functional.cross_entropy(model.namers[name](hidden[0]), cells)
-        if weight := self.phases[self.state["phase"]].look.counted:
-            counted = model.namers[f"{name} alike"](hidden[-1]).unflatten(-1, (LIKENESSES, CELLS + 1))
-            loss = loss + weight * nn.functional.cross_entropy(counted.flatten(0, 1), alike.flatten())
-        return loss
+        return nn.functional.cross_entropy(model.namers[name](nn.functional.rms_norm(hidden, hidden.shape[-1:])), cells)
 
     def _say(self, features: Tensor, likely: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
         """One camera of some scenes says what it sees: what its features make likely."""
-        share = self.phases[self.state["phase"]].look.said or SAYING
-        n, letters = max(1, int(len(features) * share)), int(rng.choice(self.vision.captions))
+        n, letters = max(1, int(len(features) * SAYING)), int(rng.choice(self.vision.captions))
         rows, cameras = rng.permutation(len(features))[:n], rng.integers(0, CAMERAS, n)
         ids, targets = captions_said(captions.shared_out(likely[rows, cameras], letters))
         own = features.unflatten(1, (CAMERAS, PATCHES))[rows, cameras]
@@ -215,14 +185,12 @@ class SightTrainer(Trainer):
 
     def _read(self, batch: SceneBatch, likely: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
         """All questions about some scenes, from what their cameras say."""
-        share = self.phases[self.state["phase"]].look.read or READING[self.state["phase"] > 0]
-        n, letters = max(1, int(len(likely) * share)), int(rng.choice(self.vision.captions))
+        n, letters = max(1, int(len(likely) * READING[self.state["phase"] > 0])), int(rng.choice(self.vision.captions))
         rows = rng.permutation(len(likely))[:n]
         heard, last = captions_heard(captions.shared_out(likely[rows], letters))
-        states, watched = read(self.model, batch.ids[rows, :, 1:], heard, self._watch)  # the conversation has begun before the question
-        told = [one[:, last].flatten(0, 1) for one in watched]
-        naming = self._naming("read", told, batch.cells[rows].flatten(), batch.alike[rows].flatten(0, 2))
-        return self._answers(states, batch.targets[rows, :, 1:]) + naming
+        states, middle = read(self.model, batch.ids[rows, :, 1:], heard, self.middle)  # the conversation has begun before the question
+        naming = self._naming("read", middle[:, last].flatten(0, 1), batch.cells[rows].flatten())
+        return self._answers(states, batch.targets[rows, :, 1:]) + NAMING * naming
 
 
 LETTER_IDS = np.array(encode(captions.LETTERS))
@@ -262,15 +230,14 @@ def scene_batches(recipe: Recipe, phase: Phase, seed: int, chunk: int) -> Iterab
     for start in range(0, CHUNK, phase.batch):
         some = slice(start, start + phase.batch)
         here = scenes.take(np.arange(CHUNK)[some])
-        yield collate_scenes(asked[some], scenes_module.pictures(here, key * CHUNK + start), there[some], here)
+        yield collate_scenes(asked[some], scenes_module.pictures(here, key * CHUNK + start), there[some], scenes_module.in_view(here))
 
 
-def collate_scenes(asked: list[list[SceneTask]], views: scenes_module.Pixels, there: np.ndarray, scenes: scenes_module.Scenes) -> SceneBatch:
+def collate_scenes(asked: list[list[SceneTask]], views: scenes_module.Pixels, there: np.ndarray, cells: np.ndarray) -> SceneBatch:
     """Questions [scenes][questions] about pictures [scenes, cameras, ...]; `tokens` counts those of the questions."""
     flat = collate([example(Question(task.kind, task.text, task.answer)) for row in asked for task in row])
     ids, targets = (one.unflatten(0, (len(asked), -1)) for one in (flat.ids, flat.targets))
-    cells, alike = torch.from_numpy(scenes_module.in_view(scenes)), torch.from_numpy(scenes_module.alike(scenes))
-    return SceneBatch(ids, targets, torch.from_numpy(views), torch.from_numpy(there), cells, alike, flat.tokens)
+    return SceneBatch(ids, targets, torch.from_numpy(views), torch.from_numpy(there), torch.from_numpy(cells), flat.tokens)
 
 
 def _there(count: int, missing: float, seed: int) -> np.ndarray:

@@ -125,7 +125,7 @@ def test_what_is_read_of_captions_is_as_in_training(mole: FamilyModel, trainer: 
     assert [mole.chat.prompt(request.messages) for request in asked] == [heard[0].tolist() + prompt_ids(text)[1:] for text in texts]
     assert mole.chat.text(heard[0, last].tolist()) == "".join(captions.LETTERS[kind] for kind in kinds[0, :, :, -1].flatten())
     with torch.no_grad():
-        states, _ = read(trainer.model, torch.tensor([[prompt_ids(text)[1:] for text in texts]]), heard)
+        states, _ = read(trainer.model, torch.tensor([[prompt_ids(text)[1:] for text in texts]]), heard, 2)
         scores = torch.log_softmax(trainer.model.lm_head(states[0, :, -1]), -1)  # type: ignore[operator]
     for reply, row in zip(mole.generate(asked), scores, strict=True):
         assert isinstance(reply, Reply) and reply.token_ids == (int(row.argmax()),) and reply.logprobs == pytest.approx([float(row.max())], abs=1e-3)

@@ -10,7 +10,7 @@ import pytest
 from aiflow_agents.errors import UnknownName
 from aiflow_agents.skills import scenes as module
 from aiflow_agents.skills.captions import LETTERS, spell
-from aiflow_agents.skills.scenes import CAMERAS, CELL, COLOURS, COLUMNS, KINDS, ROWS, SEEN, SHAPES, alike, ask, draw, exam, in_view, pictures
+from aiflow_agents.skills.scenes import CAMERAS, CELL, COLOURS, COLUMNS, KINDS, ROWS, SEEN, SHAPES, ask, draw, exam, in_view, pictures
 from aiflow_agents.skills.splits import split_of
 
 NAMES = list(COLOURS)
@@ -185,15 +185,3 @@ def test_joint_questions_do_not_follow_from_what_each_camera_would_answer() -> N
             assert follows == (kind not in suite.file.tags["joint"]), kind
             if kind in suite.file.tags["sum"]:
                 assert all(sum(map(int, row[:-1])) == 3 * int(row[-1]) for row in zip(*told, answers, strict=True))
-
-
-def test_how_many_are_alike_is_counted() -> None:
-    scenes = draw(20, "train", 3)
-    found = alike(scenes)
-    for i in range(20):
-        cells = things(scenes.colour[i], scenes.shape[i])
-        for camera, patch in ((0, 0), (1, 4), (3, 8)):
-            here = cells[SEEN[camera, patch]]
-            others = [cell for cell in cells if cell and here]
-            like = [cells.count(here), *(sum(cell[part] == here[part] for cell in others) for part in (0, 1))] if here else [0, 0, 0]
-            assert found[i, camera, patch].tolist() == like

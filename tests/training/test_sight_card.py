@@ -19,7 +19,6 @@ from aiflow_agents.training.corpus import collate, example
 from aiflow_agents.training.feature_sample import answered, feature_sample, needed_draws
 from aiflow_agents.training.nursery import Nursery
 from aiflow_agents.training.recipe import Recipe
-from aiflow_agents.training.sight import SightTrainer
 from aiflow_agents.training.sight_card import measure_sight
 from aiflow_agents.wire.codecs import fit
 from aiflow_agents.wire.picture import Picture
@@ -117,19 +116,3 @@ def test_gradients_are_of_what_it_answers(mole: Path) -> None:
     sample = feature_sample(model, 20, 1, draws=2)["hidden.1"]
     assert sample.gradients is not None and sample.gradients.shape == (2, 20 * 36, 32) and (np.abs(sample.gradients).sum((0, 2)) > 0).mean() > 0.9
     assert needed_draws(["klt:step=1+ans", "klt:step=1,by=output+ans"]) and not needed_draws(["int8", "klt:step=1+ans"])
-
-
-def test_eyes_that_stay_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A phase that leaves the cameras as they are teaches the rest, and counts."""
-    monkeypatch.setattr("aiflow_agents.training.sight.CHUNK", 32)
-    look = {"still": True, "rounded": 3, "counted": 0.5, "read": 0.5, "said": 0.5}
-    phases = [{"kind": "answer", "tokens": 500, "batch": 16}, {"kind": "answer", "tokens": 500, "batch": 16, "look": look}]
-    trainer = SightTrainer(Recipe.model_validate(RECIPE | {"phases": phases}), tmp_path)
-    trainer.run(until=1)
-    before = {name: p.clone() for name, p in trainer.trained.items()}
-    trainer.run()
-    moved = {name for name, p in trainer.trained.items() if not torch.equal(p, before[name])}
-    assert not {name for name in moved if name.startswith(("vision.", "model.layers.0."))}
-    assert {"model.layers.1.mlp.up_proj.weight", "namers.joined alike.weight", "namers.read alike.weight"} <= moved
-    with pytest.raises(ValueError, match="`look` is for a model that sees"):
-        Recipe.model_validate({key: value for key, value in RECIPE.items() if key != "vision"} | {"skills": {"add": 1}, "phases": phases})
