@@ -35,8 +35,8 @@ CODECS = (
 )  # fmt: skip
 SHARES = 0.75, 0.5  # of a picture's patches that stay apart, where their number is fixed
 BUDGETS = 60, 120, 240, 480, 960
-TEXTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("joint-view", {"send": "text"}), *(("joint-view", {"send": "captions", "letters": letters}) for letters in range(1, 6)),
+TEXTS: tuple[tuple[str, dict[str, Any]], ...] = (  # captions with as many letters a place as owl was taught
+    ("joint-view", {"send": "text"}), *(("joint-view", {"send": "captions", "letters": letters}) for letters in (1, 4)),
 )  # fmt: skip
 ALONE = ("joint-view", {"placebo": "nothing"})  # the edge by itself: what it costs to ask and to answer
 REFERENCE = "int8"
