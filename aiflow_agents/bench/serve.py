@@ -15,6 +15,7 @@ import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -60,7 +61,8 @@ class Served:
 def served(team: str, runtime: str) -> Iterator[Served]:
     """`aiflow serve TEAM` in a process of its own. Raises AIFlowError with what it says when it does not come up."""
     with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
-        port = ["--port", "0"] if runtime == "inline" else []
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = ["--port", str(free.getsockname()[1])]
         command = [sys.executable, "-m", "aiflow_agents.cli.main", "serve", team, "--topology", "single", "--allow", "single", "--runtime", runtime]
         command += [*port, "--key-variable", "AIFLOW_BENCH_KEY", "--max-body-bytes", str(MOST_BODY), "--at-once", "1000"]
         env = {**os.environ, "AIFLOW_BENCH_KEY": KEY, "OMP_NUM_THREADS": "1"}

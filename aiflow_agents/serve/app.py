@@ -51,7 +51,7 @@ class Endpoint:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """From the hosts' first breath, with all models loaded, to their last."""
         teams = list({id(served.team): served.team for served in self.models if served.member is None}.values())
-        hosts = await asyncio.to_thread(self.open_hosts)
+        hosts = self.open_hosts()  # in this thread: Ray sets signal handlers in a main one
         self._live = Live(teams[0], hosts, seed=self.seed, budget=self.budget, pace=self.pace, note=self.metrics.batch)
         try:
             await self._live.warm(*teams)

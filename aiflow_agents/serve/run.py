@@ -88,6 +88,8 @@ def serve_inline(app: Any, host: str, port: int, ready: Callable[[int], None]) -
         while not server.started and not serving.done():
             await asyncio.sleep(0.02)
         if server.started:
+            for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own, which end the process at once
+                signal.signal(number, server.handle_exit)
             ready(server.servers[0].sockets[0].getsockname()[1])
         await serving
 

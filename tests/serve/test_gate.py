@@ -272,7 +272,7 @@ FIELDS = ["model", "messages", "prompt", "n", "seed", "stop", "max_tokens", "tem
 
 def test_whatever_is_asked_nothing_breaks(serve: Any) -> None:
     @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4), st.sampled_from([CHAT, COMPLETIONS]))
-    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
     def asked(change: dict[str, Any], path: str) -> None:
         body = ({**chat(), "prompt": "q"} if path == COMPLETIONS else chat()) | change
         if path == COMPLETIONS:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from aiflow_agents.cli import main as door
+from aiflow_agents.serve.run import serve_inline
 
 SLOW = """\
 import asyncio
@@ -125,6 +126,25 @@ def test_what_is_under_way_comes_to_its_end_and_no_key_is_in_any_log(server: Ser
     assert time.monotonic() - began < 25 and KEY not in err and "Traceback" not in err
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{server.port}/health")
+
+
+def test_signals_are_the_servers_whatever_an_app_sets_when_it_starts() -> None:
+    """Ray sets handlers of its own."""
+
+    def stolen(*_: Any) -> None:
+        raise AssertionError("the app's own handler was called")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan" and (await receive())["type"] == "lifespan.startup"
+        signal.signal(signal.SIGTERM, stolen)
+        await send({"type": "lifespan.startup.complete"})
+        said.append((await receive())["type"])
+        await send({"type": "lifespan.shutdown.complete"})
+
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    serve_inline(app, "127.0.0.1", 0, lambda port: os.kill(os.getpid(), signal.SIGTERM))
+    assert said == ["lifespan.shutdown"] and signal.getsignal(signal.SIGTERM) is before
 
 
 # --- before it listens ---
