@@ -15,13 +15,13 @@ So no cache is ever mixed from two layers, nothing is computed twice, and the re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.decoder import Cache, Decoder
+from aiflow_agents.models.family.decoder import Cache, Decoder, Span
 
 ROOM = 64  # columns that a cache grows by at least
 
@@ -45,7 +45,9 @@ class Session:
         self._filled: dict[int, int] = {}  # block -> positions whose keys and values it has
         self._cache: Cache | None = None
         self._columns = 0
-        self._span: tuple[tuple[int, int], Any] = ((-1, -1), None)
+        self._span: Span | None = None
+        self._turns: Tensor | None = None  # of every column
+        self._clear: Tensor | None = None  # a mask that hides nothing
         self._stations = sorted({0, *decoder.config.exits})
         self._floor = 0  # after `resume`: below this layer inputs are not known
         self._unseen: Tensor | None = None  # and if they can be had, from these token ids
@@ -95,15 +97,25 @@ class Session:
         stop = start + hidden.shape[1]
         assert all(self._filled.get(block, 0) >= start for block in blocks), (blocks, start, self._filled)
         self._filled.update({block: max(self._filled.get(block, 0), stop) for block in blocks})  # what was run again stays as far as it was
-        if self._span[0] != (start, stop):  # the stations of one pass share it
-            self._span = (start, stop), self.decoder.prompt_span(start, stop)
-        return self.decoder.run(hidden, self._room(stop), self._span[1], list(blocks))
+        cache = self._room(stop)
+        if self._span is None or (self._span.first, self._span.end) != (start, stop):  # the stations of one pass share it
+            self._span = self._stands(start, stop)
+        return self.decoder.run(hidden, cache, self._span, list(blocks))
+
+    def _stands(self, start: int, stop: int) -> Span:
+        """As `decoder.prompt_span`. One position sees all that is before it: there a mask leaves everything open."""
+        assert self._turns is not None and self._clear is not None
+        if stop - start > 1:
+            return self.decoder.prompt_span(start, stop)
+        return Span(start, stop, self._turns[None, start:stop, None, None], self._clear[..., :stop])
 
     def _room(self, columns: int) -> Cache:
         """The cache, with at least so many columns."""
         config = self.decoder.config
         if self._cache is None or columns > self._columns:
             old, self._columns = self._cache, max(columns, 2 * self._columns, ROOM)
+            self._turns = self.decoder.turns(torch.arange(self._columns))
+            self._clear = torch.zeros(1, 1, self._columns, dtype=self.decoder.dtype)
             blocks = range(config.layers + len(config.exits) - 1)
             self._cache = Cache.new(config, self.rows, self._columns, self.decoder.dtype, blocks)
             if old is not None:
