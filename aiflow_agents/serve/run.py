@@ -30,11 +30,17 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
     if started:
         here: dict[str, Any] = {} if settings.ray_address else {"include_dashboard": False}
         ray.init(address=settings.ray_address or "local", log_to_driver=False, configure_logging=False, **here)
-    located = settings.located()
+    located, ended = settings.located(), threading.Event()
 
     def build() -> Any:
         return app_of(located)
 
+    def heed() -> None:
+        """Ray has set handlers of its own when it started, which end the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+
+    heed()  # who stops it while it still starts, stops it when it has
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
         deployment = serve.deployment(
@@ -45,10 +51,8 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
             ray_actor_options={"num_cpus": 0},
         )
         serve.run(deployment(serve.ingress(build)(_Replica)).bind(), name="aiflow", route_prefix="/")
+        heed()
         ready(port)
-        ended = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())
         ended.wait()
     finally:
         serve.delete("aiflow")  # waits for what is under way, while the proxy stands
