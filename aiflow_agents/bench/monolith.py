@@ -16,7 +16,7 @@ from aiflow_agents.config import dump_yaml, load_yaml
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.evals.evaluate import Report, evaluate
 from aiflow_agents.evals.runner import Watcher
-from aiflow_agents.evals.suite import Suite, load_suites
+from aiflow_agents.evals.suite import Suite, load_suite
 from aiflow_agents.runtime.team import TeamFile
 from aiflow_agents.training.card import seen
 from aiflow_agents.training.monolith import check, monolith, parameters
@@ -46,9 +46,7 @@ def plan_monolith(suite: str, *, scale: float, train_seed: int = 0) -> Plan:
 
     Raises UserError for a group of suites, and for members without a recipe or whose models no single one stands for.
     """
-    one, *more = load_suites(suite)
-    if more:
-        raise UserError(f"'{suite}' is a group of suites: give one of {', '.join(each.name for each in (one, *more))}")
+    one = load_suite(suite)
     team = load_yaml(catalog.find("team", one.file.team, base=one.folder).path, TeamFile)
 
     def scaled(recipe: Recipe) -> Recipe:

@@ -67,17 +67,14 @@ def engine(
     from aiflow_agents.bench.engine import bench_engine
     from aiflow_agents.bench.machine import machine
     from aiflow_agents.cli.display import watcher
-    from aiflow_agents.errors import UserError
-    from aiflow_agents.evals.suite import load_suites
+    from aiflow_agents.evals.suite import load_suite
     from aiflow_agents.models.family.model import model_info
 
     folders = [catalog.find("model", name).path for name in models or MODELS]
     for folder in folders:
         model_info(folder)  # a folder without weights is said before anything is measured
-    suites = load_suites(suite)
-    if len(suites) != 1:
-        raise UserError(f"'{suite}' is a group of suites: give one of {', '.join(one.name for one in suites)}")
-    questions = [task.question for task in suites[0].tasks("test", seed, prompts)]
+    one = load_suite(suite)
+    questions = [task.question for task in one.tasks("test", seed, prompts)]
     about, sizes, found = machine(), batch or [1, 64], []
     with watcher(display) as watch:
         for folder in folders:
@@ -85,7 +82,7 @@ def engine(
             found.append(bench_engine(folder, questions, batch_sizes=sizes, dtype=dtype, max_tokens=max_tokens, repeats=repeats, memory=memory))
     rows = [(model["model"], row) for model in found for row in model["batches"]]
     if json:
-        typer.echo(dumps({"suite": suites[0].name, "seed": seed, "machine": about, "models": found}, indent=2))
+        typer.echo(dumps({"suite": one.name, "seed": seed, "machine": about, "models": found}, indent=2))
     else:
         _show_engine(rows, dtype)
         _show_machine(about)

@@ -32,7 +32,7 @@ def backends(
     from ..bench.backends import BACKENDS, bench_backends
     from ..bench.machine import machine
     from ..errors import UnknownName, UserError
-    from ..evals.suite import load_suites
+    from ..evals.suite import load_suite
     from ..models.family.model import at_exit, model_info
     from ..models.vllm import REMEDY, installed
     from .display import watcher
@@ -41,20 +41,18 @@ def backends(
     info = model_info(folder)  # a folder without weights is said before anything is measured
     if exit is not None:
         at_exit(info, folder, exit)
-    suites = load_suites(suite)
-    if len(suites) != 1:
-        raise UserError(f"'{suite}' is a group of suites: give one of {', '.join(one.name for one in suites)}")
+    prompts = load_suite(suite)
     for name in set(backend or ()) - set(BACKENDS):
         raise UnknownName("backend", name, BACKENDS)
     if backend and {"vllm", "http"} & set(backend) and not installed():
         raise UserError(f"vLLM is not installed: {REMEDY}")
     chosen = backend or [name for name in BACKENDS if name in ("family", "transformers") or installed()]
-    asked = [task.question for task in suites[0].tasks("test", seed, questions)]
+    asked = [task.question for task in prompts.tasks("test", seed, questions)]
     about = machine()
     with watcher(display) as watch:
         found = bench_backends(folder, asked, chosen, exit=exit, max_tokens=max_tokens, repeats=repeats, watch=watch)
     if json:
-        typer.echo(dumps({"suite": suites[0].name, "seed": seed, "machine": about, **found}, indent=2))
+        typer.echo(dumps({"suite": prompts.name, "seed": seed, "machine": about, **found}, indent=2))
     else:
         _show(found, about)
         if not backend and not installed():

@@ -24,11 +24,9 @@ def kills(
     """
     from aiflow_agents.bench.kills import bench_kills
     from aiflow_agents.cli.display import watcher
-    from aiflow_agents.errors import UserError
-    from aiflow_agents.evals.suite import load_suites
+    from aiflow_agents.evals.suite import load_suite
 
-    if len(suites := load_suites(suite)) > 1:
-        raise UserError(f"'{suite}' is a group of suites: give one of {', '.join(one.name for one in suites)}")
+    load_suite(suite)  # what is wrong with it is said before anything runs
     with watcher(display) as watch:
         found = bench_kills(suite, topologies=topology or (), limit=limit, kills=kills, seed=seed, kill_seed=kill_seed, watch=watch)
     if json:

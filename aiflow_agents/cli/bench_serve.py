@@ -29,12 +29,12 @@ def serve(
     from aiflow_agents.bench.machine import machine
     from aiflow_agents.bench.serve import bench_serve
     from aiflow_agents.errors import UserError
-    from aiflow_agents.evals.suite import load_suites
+    from aiflow_agents.evals.suite import load_suite
 
     team, slash, member = model.rpartition("/")
     if not slash:
         raise UserError(f"{model} is no member: expected TEAM/MEMBER, such as specialists/oak")
-    questions = [task.question for task in load_suites(suite)[0].tasks("test", seed, max(1000, 10 * clients))]
+    questions = [task.question for task in load_suite(suite).tasks("test", seed, max(1000, 10 * clients))]
     found = bench_serve(
         team, member, questions, clients=clients, seconds=seconds, rounds=rounds, singles=singles, malformed=malformed, seed=seed, runtime=runtime,
         progress=lambda what: typer.echo(what, err=True),

@@ -198,6 +198,14 @@ def load_suites(name: str) -> list[Suite]:
     return _load(name, ())
 
 
+def load_suite(name: str) -> Suite:
+    """The one suite of that name. Raises UserError for a group of several, and names them."""
+    one, *more = load_suites(name)
+    if more:
+        raise UserError(f"'{name}' is a group of suites: give one of {', '.join(each.name for each in (one, *more))}")
+    return one
+
+
 def _load(name: str, inside: tuple[Path, ...]) -> list[Suite]:
     """`inside`: the groups that led here, since one that holds itself would never end."""
     entry = catalog.find("suite", name, base=inside[-1].parent if inside else None)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PIECE = 256  # requests in one piece: large enough for the engine, small enough to share out
 LOOK_S, PATIENCE_S = 1.0, 30.0  # until work goes elsewhere, as the Ray nodes of its tier are gone, or no host starts on them
 GIVE_UP_S = 300.0
+EVERYWHERE = str({})  # the key of the room whose ground asks for nothing
 STARTS = 5  # failed ones in a row, of one host
 
 
@@ -100,8 +101,8 @@ class RayHosts:
 
     def room(self, seat: Seat) -> _Room:
         """The hosts of a seat, made when they are first asked for; other ones, where no living Ray node is of its tier."""
-        if seat == NOWHERE and str({}) in self._rooms:
-            return self._rooms[str({})]
+        if seat == NOWHERE and (room := self._rooms.get(EVERYWHERE)):  # without asking Ray each time
+            return room
         place = ground(seat, self._ray.nodes())
         if place is None:
             return self.elsewhere(f"no Ray node of the tier '{seat.tier}' is left; its work goes on elsewhere")

@@ -48,6 +48,19 @@ def same(real: Any, simulated: Any) -> None:
     assert calls[0] == calls[1]
 
 
+def busy(stage: Any) -> tuple[threading.Event, threading.Event]:
+    """ann answers as soon as the first event is set; the second one says that she was asked."""
+    go, begun = threading.Event(), threading.Event()
+
+    def ann(request: Any) -> str:
+        begun.set()
+        assert go.wait(30)
+        return "yes"
+
+    stage.say["ann"] = ann
+    return go, begun
+
+
 @pytest.fixture
 def team(stage: Any) -> Any:
     return stage.team(ann="phone", bob="phone", tim="tower")
@@ -88,14 +101,7 @@ def test_fifty_tasks_go_together(stage: Any, team: Any) -> None:
 
 
 def test_calls_gather_while_the_host_is_busy(stage: Any, team: Any) -> None:
-    go, begun = threading.Event(), threading.Event()
-
-    def ann(request: Any) -> str:
-        begun.set()
-        assert go.wait(30)
-        return "yes"
-
-    stage.say["ann"] = ann
+    go, begun = busy(stage)
 
     async def work(now: Live) -> None:
         asked = [asyncio.ensure_future(now.ask(load_topology("single"), "q0"))]
@@ -156,14 +162,7 @@ def test_what_cannot_be_loaded_is_said_once_to_each(team: Any) -> None:
 
 
 def test_a_question_that_is_given_up_is_not_asked(stage: Any, team: Any) -> None:
-    go, begun = threading.Event(), threading.Event()
-
-    def ann(request: Any) -> str:
-        begun.set()
-        assert go.wait(30)
-        return "yes"
-
-    stage.say["ann"] = ann
+    go, begun = busy(stage)
 
     async def work(now: Live) -> Any:
         asked = [asyncio.ensure_future(now.ask(load_topology("single"), "q0"))]
