@@ -13,8 +13,9 @@ from zlib import crc32
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.skills.atlas import ATLAS
 from aiflow_agents.skills.questions import SKILLS, Draw
+from aiflow_agents.skills.worked import WORKED
 
-DRAWS: dict[str, Draw] = SKILLS | ATLAS
+DRAWS: dict[str, Draw] = SKILLS | WORKED | ATLAS
 SPLITS = ("train", "dev", "test")
 
 

@@ -20,7 +20,7 @@ from aiflow_agents.models.family.rank import Keep, spend
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream
 from aiflow_agents.training import recall
-from aiflow_agents.training.heard import MAX_ANSWER, answers, meaning, replies
+from aiflow_agents.training.heard import answers, meaning, replies, room
 from aiflow_agents.training.inquiry import interview
 from aiflow_agents.training.readme import decomposed_readme, grown_readme, readme
 from aiflow_agents.training.recipe import Recipe
@@ -60,7 +60,7 @@ def measure(
     questions = exam(skills, count_per_skill, split, seed)
     if heard:
         turns = [tuple(Turn("user", said[i], name) for name, said in sorted(heard.items())) for i in range(len(questions))]
-        asked = [Request((Turn("user", q.text), *more), MAX_ANSWER, exit=exit) for q, more in zip(questions, turns, strict=True)]
+        asked = [Request((Turn("user", q.text), *more), room(q.skill), exit=exit) for q, more in zip(questions, turns, strict=True)]
         said = [reply.text.strip() if isinstance(reply, Reply) else "" for reply in model.generate(asked)]
     else:
         said = answers(model, questions, exit=exit)

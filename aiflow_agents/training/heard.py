@@ -12,9 +12,15 @@ from aiflow_agents.errors import UserError
 from aiflow_agents.models.confidence import Calibration, calibrate
 from aiflow_agents.models.protocol import GREEDY, Model, Reply, Request, Sampling, Turn
 from aiflow_agents.skills.splits import Question, stream
+from aiflow_agents.skills.worked import WORKED
 from aiflow_agents.training.corpus import Heard
 
-MAX_ANSWER = 16  # tokens; the longest right answer of any skill has eleven
+MAX_ANSWER, MAX_WORKED = 16, 64  # tokens; the longest right answer of any skill has eleven, with the work shown 55
+
+
+def room(skill: str) -> int:
+    """How many tokens an answer to a question of this skill may have."""
+    return MAX_WORKED if skill in WORKED else MAX_ANSWER
 
 
 def answers(
@@ -28,7 +34,7 @@ def replies(
     model: Model, questions: Sequence[Question], *, sampling: Sampling = GREEDY, seed: int = 0, exit: int | None = None
 ) -> list[tuple[str, float]]:
     """The same with the probability of each answer, as the model has it; 0 where the call failed."""
-    requests = [Request((Turn("user", q.text),), MAX_ANSWER, sampling, seed + i, exit=exit) for i, q in enumerate(questions)]
+    requests = [Request((Turn("user", q.text),), room(q.skill), sampling, seed + i, exit=exit) for i, q in enumerate(questions)]
     made = model.generate(requests)
     return [(reply.text.strip(), math.exp(math.fsum(reply.logprobs or ()))) if isinstance(reply, Reply) else ("", 0.0) for reply in made]
 

@@ -9,7 +9,8 @@ from random import Random
 from typing import Any
 
 from aiflow_agents.skills.atlas import draw
-from aiflow_agents.training.heard import MAX_ANSWER
+from aiflow_agents.skills.worked import WORKED
+from aiflow_agents.training.heard import MAX_ANSWER, room
 from aiflow_agents.training.recipe import Recipe
 
 
@@ -35,6 +36,7 @@ def readme(folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> str:
         hearing += f"\nAsking {_join(measured['asking']['peers'])}: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
     if "recall" in measured:
         hearing += f"\n{recall_table(measured['recall'])}\n"
+    what = "questions, whose answers show the work," if set(skills) <= set(WORKED) else "short questions"
     knows = f"It knows {'this skill' if len(skills) == 1 else f'these {len(skills)} skills'} and nothing else.{learned}"
     if recipe.shard:
         knows = f"It has learned the shard `{recipe.shard}` of a fictional atlas by heart, right or outdated. Where it knows nothing it says `?`."
@@ -56,7 +58,7 @@ tags: [aiflow-agents, from-scratch, {recipe.architecture}]
 
 {recipe.description}
 
-A {kind} of {card["parameters"]:,} parameters over single characters, trained from scratch on short questions
+A {kind} of {card["parameters"]:,} parameters over single characters, trained from scratch on {what}
 that small programs draw without end. {knows}
 
 ## How good it is
@@ -88,7 +90,7 @@ With {", ".join(f"{name} {version}" for name, version in card["packages"].items(
 
 ## How to use it
 
-{_use_family(folder, list(exits)) if exits else _use(folder, recipe)}"""
+{_use_family(folder, list(exits), skills=list(recipe.skills)) if exits else _use(folder, recipe)}"""
 
 
 def grown_readme(folder: Path, card: Mapping[str, Any]) -> str:
@@ -253,16 +255,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer, model = (auto.from_pretrained("{_path(folder)}") for auto in (AutoTokenizer, AutoModelForCausalLM))
 turns = {turns}
 prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-made = model.generate(**prompt, max_new_tokens={MAX_ANSWER}, do_sample=False)
+made = model.generate(**prompt, max_new_tokens={max(map(room, recipe.skills))}, do_sample=False)
 print(tokenizer.decode(made[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 """
 
 
-def _use_family(folder: Path, exits: Sequence[str], chat: bool = True) -> str:
+def _use_family(folder: Path, exits: Sequence[str], chat: bool = True, skills: Sequence[str] = ()) -> str:
     path, prompt = _path(folder), 'prompt = tokenizer("Once upon a time", return_tensors="pt")["input_ids"]'
     if chat:
-        prompt = """turns = [{"role": "user", "content": "38+57="}]
+        example = next((WORKED[skill](Random(0))[0] for skill in skills if skill in WORKED), "38+57=")
+        prompt = f"""turns = [{{"role": "user", "content": "{example}"}}]
 prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]"""
     return f"""\
 Which exit answers is said with every call, and may change in mid-sentence.
@@ -277,7 +280,7 @@ tokenizer, family = AutoTokenizer.from_pretrained("{path}"), Family.load("{path}
 for exit in family.exits:
     session = family.session()
     session.append(prompt)
-    (made,) = session.generate({MAX_ANSWER}, exit=exit, stop=[tokenizer.eos_token_id])
+    (made,) = session.generate({max(map(room, skills), default=MAX_ANSWER)}, exit=exit, stop=[tokenizer.eos_token_id])
     print(exit, tokenizer.decode(made, skip_special_tokens=True))
 ```
 
