@@ -39,6 +39,8 @@ class Want(NamedTuple):
     `lower` adds the keys and values of the layers below, from which another node makes further tokens; without them it reads the tokens again.
     `placebo` (zeros, noise) sends as many bytes that say nothing: a control. `steps` latent steps follow the prompt, where nothing is said
     (max_tokens 0): each is a position whose input is what the exit put out at the one before. They have no tokens, so `lower` must be there.
+    `since`: states alone, without token ids, of the positions from that token of the answer on (-1: from the beginning of the prompt), for one who
+    has those before it.
     """
 
     layer: int
@@ -46,6 +48,7 @@ class Want(NamedTuple):
     lower: bool = False
     placebo: str = ""
     steps: int = 0
+    since: int | None = None
 
 
 class Top(NamedTuple):
@@ -64,7 +67,8 @@ class Parcel(NamedTuple):
     """A coded payload as those know it who do not hold it: which one it is, what it weighs, and what it goes on from. The bytes stay with the hosts.
 
     `digest` is that of the coded bytes, `prompt` counts the positions before the answer (latent ones too), `draft` are the answer's tokens with the
-    one that ended it.
+    one that ended it. `before` is what came earlier of the same sequence, where this one begins later (`Want.since`): where both tell of a
+    position, this one is right.
     """
 
     digest: str
@@ -73,6 +77,16 @@ class Parcel(NamedTuple):
     want: Want
     prompt: int
     draft: tuple[int, ...]
+    before: Parcel | None = None
+
+    @property
+    def chain(self) -> tuple[Parcel, ...]:
+        """All payloads of the sequence, the earliest first."""
+        found, one = [self], self.before
+        while one is not None:
+            found.append(one)
+            one = one.before
+        return tuple(reversed(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,11 @@ class Request:
     behind the prompt and goes on; `max_tokens` counts them too. A model that sees answers from a `picture`, which lies where it computes, and from
     the `features` of pictures that lie elsewhere. With `score` nothing is generated: the reply is that text, with the log-probability of each of its
     tokens behind the prompt; with `ended` as the whole of an answer, so that of the token which ends it comes last.
+
+    `check` are tokens that another one has drafted behind `begin`. They are read in one pass, together with what has not been read before them; the
+    reply has those that this model would have said too, and the token that it says where they end. Drawn at a temperature, so is the draft, and
+    `odds_told` is the frame of the distributions that its tokens were drawn from: what is kept has exactly this model's distribution. `odds`: draw
+    each token from so many likeliest ones, as 16 bits leave their log-probabilities, and give these distributions with the reply.
     """
 
     messages: tuple[Turn, ...]
@@ -102,11 +121,14 @@ class Request:
     features: tuple[Parcel, ...] = ()
     score: str = ""
     ended: bool = False
+    check: tuple[int, ...] | None = None
+    odds: int = 0
+    odds_told: bytes = b""
 
     @property
     def parcels(self) -> tuple[Parcel, ...]:
         """The payloads that this call needs."""
-        return self.features if self.parcel is None else (self.parcel, *self.features)
+        return self.features if self.parcel is None else (*self.parcel.chain, *self.features)
 
 
 def beyond_text(request: Request, *, exit: int | None = None, hidden: bool = False) -> str:
@@ -126,6 +148,8 @@ def beyond_text(request: Request, *, exit: int | None = None, hidden: bool = Fal
         "stop where it is not sure": request.top is not None,
         "see": request.picture is not None,
         "say how likely a given text is": bool(request.score),
+        "check a draft": request.check is not None,
+        "give the odds of its tokens": request.odds > 0,
     }
     return next((what for what, wanted in asked.items() if wanted), "")
 
@@ -150,8 +174,9 @@ class Reply:
     `logprobs[i]` is the natural log-probability of `token_ids[i]` under the model at temperature 1, the end-of-sequence
     token included when the model ended by itself. `tokens_in` counts the prompt, `tokens_out` what was generated.
     `work` is what was run where that is not the prompt once and then a token at a time; `parcel` is what `Request.want` asked for.
-    `next` is the frame that `Request.top` asked for, None where the answer ended before. It comes along and does not stay with the host: who asked
-    reads it, and a parcel would be as long. `text` has the tokens of `Request.begin` in it, which `token_ids`, `logprobs` and both counts leave out.
+    `next` is the frame that `Request.top` asked for, None where the answer ended before, or that of `Request.odds`. It comes along and does not stay
+    with the host: who asked reads it, and a parcel would be as long. `text` has the tokens of `Request.begin` in it, which `token_ids`, `logprobs`
+    and both counts leave out. Of a draft that was checked the first `kept` tokens stay.
     """
 
     text: str
@@ -159,10 +184,11 @@ class Reply:
     logprobs: tuple[float, ...] | None
     tokens_in: int
     tokens_out: int
-    finish: str = "stop"  # "stop" | "length" | "unsure"
+    finish: str = "stop"  # "stop" | "length" | "unsure" | "checked"
     work: tuple[Pass, ...] | None = None
     parcel: Parcel | None = None
     next: bytes | None = None
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
 from aiflow_agents.models.protocol import GREEDY, CallError, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.net.together import gather
+from aiflow_agents.runtime import drafting
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
@@ -175,6 +176,40 @@ class Agent:
             others = {draft.answer: draft for draft in reversed(here) if draft.answer and draft.answer not in own}
         return await gather(self.ask(question, rate=draft) for draft in reversed(others.values()))
 
+    async def draft(
+        self, question: str | Message, tokens: int, *, after: Message | None = None, gate: float = 0.0, want: Want | None = None,
+        states: Message | None = None, odds: int = 0, sampling: Sampling | None = None, sample: int = 0,
+    ) -> Message:  # fmt: skip
+        """Speak on by at most `tokens` tokens, for another one to check: a draft, as tokens.
+
+        `after`, a draft as tokens, is what the answer begins with. Fewer are made where the next is no likelier than `gate`, or the answer ends.
+        `want` keeps the hidden states of new positions (`Want.since`), which then travel `as_("states")`; `states` is the draft that brought those
+        before them. With `tokens` 0 nothing is said, and only the layers below `want.layer` run. At a temperature, tokens are drawn from the `odds`
+        likeliest and bring along what they were drawn from.
+
+        Raises as `ask` does.
+        """
+        how = {"gate": gate, "want": want, "states": states, "odds": odds, "sampling": sampling, "sample": sample}
+        return await drafting.draft(self, question, after=after, tokens=tokens, **how)  # type: ignore[arg-type]
+
+    async def check(
+        self, question: str | Message, claimed: Message | None = None, *, after: Message | None = None, sampling: Sampling | None = None,
+        sample: int = 0,
+    ) -> Message:  # fmt: skip
+        """Read a draft in one pass: keep the tokens that this agent would have said too, and say one of its own behind them. As tokens, for others
+        to go on from.
+
+        `after` is what was settled before, and `claimed` a draft that begins with it; None: nothing is claimed, and one token is said. Sent
+        `as_("states")` it is checked from the drafter's hidden states, and the question itself does not travel.
+
+        Raises as `ask` does, and UnmetNeed for a model that does not verify, or a draft that does not go on from `after`.
+        """
+        return await drafting.check(self, question, claimed, after=after, sampling=sampling, sample=sample)
+
+    def read(self, message: Message) -> Message:
+        """A draft that is at this agent's node, as text: its tokens are this agent's own too. Free: nothing moves or is computed."""
+        return drafting.read(self, message)
+
     def _rated(self, message: Message) -> str:
         """What is rated, if this agent can: the text that has come."""
         if "score" not in self.info.capabilities:
@@ -203,16 +238,21 @@ class Agent:
 
     async def _understood(self, message: Message, otherwise: Literal["text", "refuse"]) -> Parcel | None:
         """The hidden states of a message, if they mean the same to this agent's model; None where text shall do instead."""
-        scene, parcel = SCENE.get(), message._cargo
+        parcel = message._cargo
         if message.form != "hidden" or not isinstance(parcel, Parcel):
             raise UnmetNeed(f"{self.name} cannot go on from message {message.id}, which brings no hidden states: as_('hidden') sends them along")
+        return parcel if await self._met(message, parcel, otherwise) else None
+
+    async def _met(self, message: Message, parcel: Parcel, otherwise: Literal["text", "refuse"] = "refuse") -> bool:
+        """Whether hidden states of this message mean the same to this agent's model. Raises SpacesDiffer where they must."""
+        scene = SCENE.get()
         theirs = scene.hellos[message.id]
         await scene.greet((message.node, theirs), (self.node, self.hello))
         found = meet(theirs, self.hello, parcel.want.layer, [parcel.want.codec, *(["lower"] if parcel.want.lower else [])])
         if "hidden" in found.forms:
-            return parcel
+            return True
         if otherwise == "text":
-            return None
+            return False
         raise SpacesDiffer(f"{self.name} cannot go on from hidden states of {message.author}: {'; '.join(found.reasons)}; send text instead")
 
     def _begun(self, begin: Message | None, top: Top | None, want: Want | None) -> Draft:

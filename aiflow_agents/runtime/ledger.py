@@ -10,13 +10,17 @@ from aiflow_agents.wire.message import Usage
 
 @dataclass(slots=True)
 class Spent:
-    """What one member has cost a task so far."""
+    """What one member has cost a task so far. It has `drafted` so many tokens, and of those that it has `checked` so many were `kept`."""
 
     calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     flops: float = 0.0
     energy_j: float = 0.0
+    busy_s: float = 0.0
+    drafted: int = 0
+    checked: int = 0
+    kept: int = 0
 
 
 @dataclass(slots=True)
@@ -33,21 +37,27 @@ class Ledger:
     links: dict[tuple[str, str], int] = field(default_factory=dict)
     members: dict[str, Spent] = field(default_factory=dict)
 
-    def book_call(self, member: str, flops: float, tokens_in: int, tokens_out: int, energy_j: float) -> None:
-        """One call, or the share of it that was done before it was cancelled."""
+    def book_call(self, member: str, flops: float, tokens_in: int, tokens_out: int, energy_j: float, busy_s: float = 0.0) -> None:
+        """One call, or the share of it that was done before it was cancelled. busy_s: how long it held its node."""
         self.flops += flops
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
         self.calls += 1
         self.energy_j += energy_j
-        spent = self.members.get(member)
-        if spent is None:
-            spent = self.members[member] = Spent()
+        spent = self.spent(member)
         spent.calls += 1
+        spent.busy_s += busy_s
         spent.tokens_in += tokens_in
         spent.tokens_out += tokens_out
         spent.flops += flops
         spent.energy_j += energy_j
+
+    def spent(self, member: str) -> Spent:
+        """What this member has cost, to be added to."""
+        found = self.members.get(member)
+        if found is None:
+            found = self.members[member] = Spent()
+        return found
 
     def book_hop(self, hop: Hop, energy_j: float, nbytes: int) -> None:
         """One link's part of a transfer. `wire_bytes` counts a message once on every link that carries it."""

@@ -28,14 +28,18 @@ def digest(key: Key) -> bytes:
     model, request = key
     said: list[object] = [model, request.messages, request.max_tokens, request.sampling, request.stop, request.seed]
     if request.exit is not None or request.want or request.parcel:
-        want = request.want if request.want is None or request.want.steps else request.want[:-1]
+        want = None if request.want is None else request.want[: 6 if request.want.since is not None else 5 if request.want.steps else 4]
         said += [request.exit, want, request.parcel and [request.parcel.digest, request.parcel.draft]]
+        if request.parcel and request.parcel.before:
+            said.append([parcel.digest for parcel in request.parcel.chain])
     if request.begin or request.top:
         said.append({"begin": request.begin, "top": request.top})
     if request.picture or request.features:
         said.append({"picture": request.picture and request.picture.digest, "features": [parcel.digest for parcel in request.features]})
     if request.score:
         said.append({"score": request.score} | ({"ended": True} if request.ended else {}))
+    if request.check is not None or request.odds:
+        said.append({"check": request.check, "odds": request.odds, "told": request.odds_told.hex()})
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 
@@ -110,18 +114,20 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 def _row(reply: Reply) -> str:
     row: list[object] = [reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish]
-    if reply.work is not None or reply.parcel or reply.next is not None:
+    if reply.work is not None or reply.parcel or reply.next is not None or reply.kept:
         row += [reply.work, reply.parcel]
-    return json.dumps(row if reply.next is None else [*row, reply.next.hex()])
+    if reply.next is not None or reply.kept:
+        row.append(None if reply.next is None else reply.next.hex())
+    return json.dumps([*row, reply.kept] if reply.kept else row)
 
 
 def _reply(row: str) -> Reply:
     text, token_ids, logprobs, tokens_in, tokens_out, finish, *more = json.loads(row)
-    work, parcel, coded = (*more, None, None, None)[:3]
+    work, parcel, coded, kept = (*more, None, None, None, None)[:4]
     if work is not None:
         work = tuple(Pass(*run) for run in work)
     if parcel is not None:
-        digest, nbytes, weights_hash, want, prompt, draft = parcel
+        digest, nbytes, weights_hash, want, prompt, draft, *_ = parcel
         parcel = Parcel(digest, nbytes, weights_hash, Want(*want), prompt, tuple(draft))
     logprobs = None if logprobs is None else tuple(logprobs)
-    return Reply(text, tuple(token_ids), logprobs, tokens_in, tokens_out, finish, work, parcel, coded and bytes.fromhex(coded))
+    return Reply(text, tuple(token_ids), logprobs, tokens_in, tokens_out, finish, work, parcel, coded and bytes.fromhex(coded), kept or 0)

@@ -23,7 +23,7 @@ from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.trace import Listener, Span
-from aiflow_agents.wire.message import Message, Usage
+from aiflow_agents.wire.message import Draft, Message, Usage
 
 SCENE: ContextVar[Scene] = ContextVar("aiflow_scene")
 Speaker = tuple[str, bytes]  # a node, and the hello of who speaks there
@@ -35,7 +35,7 @@ class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "called", "hellos", "met",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "called", "hellos", "met", "states",
         "_answers", "_at_home", "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Scene:
         self._at_home: list[tuple[float, Message]] = []  # what is at home, and since when
         self.called: Callable[[Called], None] | None = None  # told of every call that a member has answered, or could not
         self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
+        self.states: dict[str, set[str]] = {}  # by node, digests of the hidden states of drafts that have come there
         self.met: list[Pair] = []  # whose meeting this task pays for
         self._session: Session = {} if session is None else session
         self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
@@ -119,6 +120,9 @@ class Scene:
             if message.node != node:
                 message.check_leaves()
         await _arrival([self._move(message, node) for message in messages if message.node != node])
+        for message in messages:
+            if message.form == "states" and isinstance(message._cargo, Draft) and message._cargo.states is not None:
+                self.states.setdefault(node, set()).add(message._cargo.states.digest)
 
     def answered(self, message: Message, question: str | Message) -> None:
         """Told of every answer where there is a budget, so that the best one so far is known when it is spent."""
@@ -221,14 +225,19 @@ class Scene:
         """
         if reply.work == ():  # the answer had ended already
             return Usage()
-        read = (member, request.messages, request.parcel, request.picture, request.features)
+        source: object = request.parcel
+        if request.parcel is not None and request.check is not None:  # a sequence that grows
+            source = request.parcel.want.layer
+        read = (member, request.messages, source, request.picture, request.features)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
-        drafted = bool(request.begin or request.top)
+        drafted = bool(request.begin or request.top or request.check is not None)
         if request.score:
             work = _Work.scored(shape, request, reply, fresh)
+        elif request.check is not None:
+            work = self._checking(read, fresh, request, shape, reply)
         else:
-            work = self._going_on(read, fresh, request.begin, shape, reply) if drafted else _Work.of(shape, reply, fresh)
+            work = self._going_on(read, fresh, request, shape, reply) if drafted else _Work.of(shape, reply, fresh)
         if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
             work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
         steps, tokens_out, cut = work.steps, reply.tokens_out, False
@@ -257,7 +266,7 @@ class Scene:
                 self._prefilled.discard(read)
             made = round(tokens_out * share)
             if share:
-                self.ledger.book_call(member, flops * share, tokens_in, made, cost.energy_j * share)
+                self.ledger.book_call(member, flops * share, tokens_in, made, cost.energy_j * share, used_s)
             if self.meter is not None and share < 1.0:
                 self.meter.give_back(tokens_out - made + (0 if share else tokens_in), flops * (1.0 - share))
 
@@ -265,17 +274,38 @@ class Scene:
         if cut and self.meter is not None:
             self.meter.may_call()  # raises OverBudget
         if drafted:
-            self._drafts.setdefault(read, []).append(request.begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1]))
+            self._drafts.setdefault(read, []).append(_fed(request, reply))
         return Usage(flops, tokens_in, tokens_out, 1, 0, self.now() - start_s, cost.energy_j)
 
-    def _going_on(self, read: tuple[object, ...], fresh: bool, begin: tuple[int, ...], shape: Shape, reply: Reply) -> _Work:
+    def _going_on(self, read: tuple[object, ...], fresh: bool, request: Request, shape: Shape, reply: Reply) -> _Work:
         """What it takes to read what this member has not read of prompt and answer, and to speak on, a token at a time."""
+        begin, want = request.begin, request.want
         known = max((_common(begin, draft) for draft in self._drafts.get(read, ())), default=0)
         context = 0 if fresh else reply.tokens_in + min(known, len(begin) - 1)  # the last one's output is not kept
         new = reply.tokens_in + len(begin) - context
+        if want is not None and request.max_tokens <= len(begin):  # nothing is said: the layers below are all that runs
+            run = Pass(want.layer / shape.layers, new, context, 0)
+            return _Work(new, shape.pass_flops(run), shape.pass_bytes(run), 0.0, 0)
         steps = reply.tokens_out - (reply.finish != "unsure")  # who is unsure has read its own last token to find that out
         decode_flops = sum(shape.pass_flops(Pass(1.0, 1, context + new + t, 1)) for t in range(steps))
         return _Work(new, shape.pass_flops(Pass(1.0, new, context, 1, 1)), None, decode_flops, steps)
+
+    def _checking(self, read: tuple[object, ...], fresh: bool, request: Request, shape: Shape, reply: Reply) -> _Work:
+        """One pass over what this member has not read of prompt, answer and draft."""
+        (whole,) = reply.work or ()
+        fed = _fed(request, reply)
+        known = max((_common(fed, draft) for draft in self._drafts.get(read, ())), default=0)
+        context = 0 if fresh else min(reply.tokens_in + known, whole.positions - 1)
+        run = Pass(whole.share, whole.positions - context, context, whole.heads, whole.heads)
+        return _Work(run.positions, shape.pass_flops(run), shape.pass_bytes(run), 0.0, 0)
+
+
+def _fed(request: Request, reply: Reply) -> tuple[int, ...]:
+    """The tokens of the answer whose keys and values a member has after this call."""
+    if request.check is not None:
+        positions = reply.work[0].positions - reply.tokens_in if reply.work else 0
+        return (request.begin + request.check)[:positions]
+    return request.begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1])
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

@@ -67,21 +67,33 @@ def decode_text(frame: bytes) -> TextFrame:
     return TextFrame(message_id, author, text, confidence)
 
 
-def encode_tokens(token_ids: Sequence[int]) -> bytes:
-    """Encode token ids, for a receiver who has the same tokenizer: text would be cut into tokens anew, and perhaps otherwise."""
-    return seal(TOKENS, [], msgpack.packb(list(token_ids)))
+def encode_tokens(token_ids: Sequence[int], since: int = 0) -> bytes:
+    """Encode token ids, for a receiver who has the same tokenizer: text would be cut into tokens anew, and perhaps otherwise.
+
+    `since`: they follow the first so many tokens of a sequence, which the receiver has.
+    """
+    return seal(TOKENS, [since] if since else [], msgpack.packb(list(token_ids)))
 
 
 def decode_tokens(frame: bytes) -> tuple[int, ...]:
-    """Decode token ids. Raises FrameError for anything else, whatever the bytes."""
+    """Decode token ids, as `decode_part` does, of a whole sequence."""
+    since, found = decode_part(frame)
+    if since:
+        raise FrameError("not a frame of tokens from the beginning")
+    return found
+
+
+def decode_part(frame: bytes) -> tuple[int, tuple[int, ...]]:
+    """(how many tokens come before, token ids). Raises FrameError for anything else, whatever the bytes."""
     sealed = unseal(frame)
     try:
         found = msgpack.unpackb(sealed.body, strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise FrameError(f"damaged tokens: {error}") from None
-    if sealed.kind != TOKENS or sealed.header or not isinstance(found, list) or not all(type(token) is int and token >= 0 for token in found):
+    whole = isinstance(found, list) and all(type(token) is int and token >= 0 for token in found)
+    if sealed.kind != TOKENS or len(sealed.header) > 1 or not whole:
         raise FrameError("not a frame of tokens")
-    return tuple(found)
+    return sum(sealed.header), tuple(found)
 
 
 class Sealed(NamedTuple):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aiflow_agents.wire.payload import Logits
     from aiflow_agents.wire.picture import Picture, Private
 
-Form = Literal["text", "answer", "hidden", "tokens", "logits", "picture"]
+Form = Literal["text", "answer", "hidden", "tokens", "logits", "states", "picture"]
 RELEASED_AS = {"text": "answer", "hidden": "features"}  # what a form lets out of what stays at a node; others by their own name
 HERE: ContextVar[str | None] = ContextVar("aiflow_here", default=None)  # the node on which this code runs; None outside of any run
 Mover = Callable[[Iterable["Message"], str], Awaitable[None]]
@@ -74,21 +74,30 @@ class Cargo(Protocol):
 class Draft:
     """An answer that may not be finished: its tokens so far, and the frame of what may come next (empty where nothing may, or nobody asked).
 
-    `logprob` is the log-probability of the tokens so far, None for those who were only told them. `codec` is that of the frame.
+    `logprob` is the log-probability of the tokens so far, None for those who were only told them. `codec` is that of the frame. `ended`: nothing can
+    follow. A receiver who has the first `since` tokens gets the others; with `odds`, the frame of what these were drawn from, and with the hidden
+    `states` of them.
     """
 
     token_ids: tuple[int, ...] = ()
     logprob: float | None = None
     coded: bytes = b""
     codec: str = "float16"
+    ended: bool = False
+    since: int = 0
+    odds: bytes = b""
+    states: Cargo | None = None
+    text: str = ""  # what the tokens spell, for those who can read them
 
     @property
     def digest(self) -> str:
-        return blake2b(encode_tokens(self.token_ids) + self.coded, digest_size=16).hexdigest()
+        states = "" if self.states is None else self.states.digest
+        return blake2b(encode_tokens(self.token_ids) + self.coded + self.odds + f"{self.since}{states}".encode(), digest_size=16).hexdigest()
 
     @property
     def nbytes(self) -> int:
-        return len(encode_tokens(self.token_ids) if self.token_ids else b"") + len(self.coded)
+        new = self.token_ids[self.since :]
+        return len(encode_tokens(new, self.since) if new else b"") + len(self.coded) + len(self.odds) + (self.states.nbytes if self.states else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,7 @@ class Message:
     `confidence` is the probability its author gives to being right: the product of the answer's token probabilities, calibrated where the team
     is; None without log-probabilities. `form` says what of it travels: the whole text, the extracted answer alone, the text with the hidden states
     from which a member of the same family goes on (`Agent.ask(..., want=...)` keeps them), or of a draft (`Agent.ask(..., top=...)`) its tokens
-    or what may come next, without the text.
+    or what may come next, without the text. `mark` says what is to be known of an answer besides: `unverified`, where who was to check it did not.
     """
 
     id: str
@@ -112,6 +121,7 @@ class Message:
     _confidence: float | None = field(default=None, repr=False)
     _cargo: Cargo | None = field(default=None, repr=False)
     _stays: Private | None = field(default=None, repr=False)
+    mark: str = ""
 
     @property
     def _seen(self) -> Picture | None:
@@ -143,12 +153,12 @@ class Message:
     @property
     def _loaded(self) -> bool:
         """Whether more than text travels."""
-        return self.form in ("hidden", "tokens", "logits", "picture")
+        return self.form in ("hidden", "tokens", "logits", "states", "picture")
 
     @property
     def _said(self) -> str:
         """What of the text travels, for those who have seen to it that it is here."""
-        return self._answer if self.form == "answer" else "" if self.form in ("tokens", "logits") else self._text
+        return self._answer if self.form == "answer" else "" if self.form in ("tokens", "logits", "states") else self._text
 
     def _here(self) -> None:
         here = HERE.get()
@@ -182,6 +192,18 @@ class Message:
         found: Logits = codec(draft.codec).decode(draft.coded)  # type: ignore[assignment]
         return found
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens of a draft so far. Raises UserError for other messages."""
+        self._here()
+        return self._draft("tokens").token_ids
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow a draft. Raises UserError for other messages."""
+        self._here()
+        return self._draft("tokens").ended
+
     def then(self, token: int, logprob: float) -> Message:
         """This draft with one token more, for its author to go on from."""
         self._here()
@@ -191,7 +213,7 @@ class Message:
 
     def _draft(self, form: Form) -> Draft:
         if not isinstance(self._cargo, Draft):
-            raise UserError(f"message {self.id} of {self.author} has no {form}: ask with top=Top(k)")
+            raise UserError(f"message {self.id} of {self.author} has no {form}: ask with top=Top(k), or for a draft")
         return self._cargo
 
     @property
@@ -203,17 +225,23 @@ class Message:
         """The text frame that travels; hidden states, tokens or logits are a frame of their own behind it."""
         return encode_text(self.id, self.author, self._said, self._confidence)
 
-    def as_(self, form: Form) -> Message:
+    def as_(self, form: Form, *, since: int = 0) -> Message:
         """The same message, of which only this form travels from here on. Free: nothing moves.
 
-        Raises UserError for `hidden`, `tokens` or `logits` where its author was not asked to keep any.
+        Of a draft as `tokens`, or as `states` with the hidden states of these, only what comes behind the first `since` tokens travels.
+        Raises UserError for `hidden`, `tokens`, `states` or `logits` where its author was not asked to keep any.
         """
         if form == "hidden" and (self._cargo is None or isinstance(self._cargo, Draft) or self.form == "picture"):
             raise UserError(f"message {self.id} of {self.author} has no hidden states: ask with want=Want(layer)")
         if (form == "picture") != (self.form == "picture"):
             raise UserError(f"message {self.id} of {self.author} is a {self.form}, and stays one")
-        if form == "tokens":
-            return replace(self, form=form, _cargo=Draft(self._draft(form).token_ids))
+        if form in ("tokens", "states"):
+            draft = self._draft(form)
+            if form == "states" and draft.states is None:
+                raise UserError(f"message {self.id} of {self.author} has no states: ask for a draft with want=Want(layer)")
+            states = draft.states if form == "states" else None
+            kept = replace(draft, logprob=None, coded=b"", codec="float16", since=since, states=states)
+            return replace(self, form=form, _cargo=kept)
         if form == "logits":
             return replace(self, form=form, _cargo=replace(self._draft(form), token_ids=(), logprob=None))
         return replace(self, form=form)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,15 @@ class Courier:
         keys, values = (placebo(one, want.placebo).numpy() if want.placebo else one.numpy() for one in both)
         return _LENGTH.pack(len(hidden)) + hidden + self._lower(want).encode(KVCache(0, keys, values))
 
+    def joined(self, parcels: Mapping[str, bytes], parcel: Parcel) -> Start:
+        """What a parcel says together with those before it: the states of all positions so far. Raises `FrameError`, as `unpack` does."""
+        one, *others = (self.unpack(parcels[part.digest], part) for part in parcel.chain)
+        for other in others:
+            if other.first > len(one.hidden) or other.layer != one.layer:
+                raise FrameError("hidden states are missing between those that came and those that came before")
+            one = replace(other, hidden=torch.cat((one.hidden[: other.first], other.hidden)), first=0)
+        return one
+
     def unpack(self, coded: bytes, parcel: Parcel) -> Start:
         """What a parcel's bytes say. Raises `FrameError` for damaged ones, and for another payload than the parcel tells of."""
         want, cut = parcel.want, 0
@@ -66,7 +76,12 @@ class Courier:
             cut = _LENGTH.size + _LENGTH.unpack_from(coded)[0]
         hidden = self.codec(want.codec).decode(coded[_LENGTH.size : cut] if cut else coded)
         positions = parcel.prompt + max(len(parcel.draft) - 1, 0)
-        if not isinstance(hidden, Hidden) or hidden.layer != want.layer or len(hidden.states) != positions:
+        first = 0
+        if want.since is not None:  # a part of a sequence; of its last token there are states if nothing was said behind it
+            first = parcel.prompt + want.since if want.since >= 0 else 0
+            positions = parcel.prompt + len(parcel.draft) - first
+            positions -= isinstance(hidden, Hidden) and len(hidden.states) == positions - 1
+        if not isinstance(hidden, Hidden) or (hidden.layer, hidden.first, len(hidden.states)) != (want.layer, first, positions):
             raise FrameError("these hidden states are not those of their message")
         lower = self._lower(want).decode(coded[cut:]) if cut else None
         if lower is not None and (not isinstance(lower, KVCache) or lower.stop != want.layer or lower.keys.shape[1] != len(hidden.states)):
@@ -95,6 +110,17 @@ class Courier:
         elif top.placebo:
             raise UnknownName("placebo", top.placebo, ("uniform", "noise"))
         return self.codec(top.codec).encode(logits)
+
+    def told(self, odds: tuple[Tensor, Tensor], vocab: int) -> bytes:
+        """The frame of what tokens were drawn from: log-probabilities of 16 bits, and the tokens that have them, both [tokens, k]."""
+        return self.codec("float16").encode(Logits(odds[0].numpy(), odds[1].numpy(), vocab))
+
+    def odds(self, coded: bytes) -> Logits:
+        """What such a frame says. Raises `FrameError`."""
+        found = self.codec("float16").decode(coded)
+        if not isinstance(found, Logits):
+            raise FrameError("these are no odds")
+        return found
 
     def _lower(self, want: Want) -> Codec:
         """Of keys and values: the codec of the hidden states, the family's own for them, or float16."""

@@ -39,13 +39,15 @@ Stop = Callable[[Sequence[int]], bool]
 class Generated:
     """`logprobs[i]` is the natural log-probability of `token_ids[i]` at temperature 1; an end token that was made is included.
 
-    `next` [vocab] are the log-probabilities of the token before which a row has stopped for its gate.
+    `next` [vocab] are the log-probabilities of the token before which a row has stopped for its gate. `odds`, where they were wanted, are what each
+    token was drawn from: log-probabilities and the tokens that have them, both [tokens, k].
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str  # "stop" | "length" | "unsure"
     next: Tensor | None = None
+    odds: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -60,7 +62,9 @@ class Row:
     seed: int
     stop: Stop | None
     gate: float = 0.0  # the row ends before a token that is not likelier than this
+    odds: int = 0  # it is drawn from so many likeliest tokens
     next: Tensor | None = None
+    told: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
@@ -86,27 +90,29 @@ class Engine:
         seeds: Sequence[int] | None = None,
         stops: Sequence[Stop | None] | None = None,
         gates: Sequence[float] | None = None,
+        odds: Sequence[int] | None = None,
         exit: int | None = None,
     ) -> list[Generated]:
         """Answer every prompt at one exit (None: the last); all sequences have one entry per prompt.
 
         A row ends at an end token, when `stops[i](tokens so far)` says so, after `max_tokens[i]`, at the end of the model's context, or before the
         first token whose probability at temperature 1 is not above `gates[i]`.
-        Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only.
+        Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only. Where `odds[i]` is above 0 it draws from so
+        many likeliest tokens, with their log-probabilities at its temperature as 16 bits leave them, and gives them.
         Raises `ValueError` for an empty prompt or one that leaves no room in the context: the caller has checked that.
         """
         n, limit = len(prompts), self.decoder.config.max_context
         heat, nucleus, seed, stop = temperature or [0.0] * n, top_p or [1.0] * n, seeds or [0] * n, stops or [None] * n
-        gate = gates or [0.0] * n
+        gate, told = gates or [0.0] * n, odds or [0] * n
         rows = []
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) < limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit - 1}")
-            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i], gate[i]))
+            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i], gate[i], told[i]))
         with torch.inference_mode():
             for batch in self.batches([row for row in rows if row.room > 0]):
                 self._run(batch, exit)
-        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length", row.next) for row in rows]
+        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length", row.next, _told(row)) for row in rows]
 
     def batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Rows that run together: of similar prompt length, as many as fit in memory."""
@@ -209,6 +215,8 @@ class Engine:
             if row.gate and math.exp(logprob) <= row.gate:
                 row.finish, row.next, state.rows[i] = "unsure", logprobs[i].clone(), None
                 continue
+            if row.odds:
+                row.told.append((state.told[0][i, : row.odds].clone(), state.told[1][i, : row.odds].clone()))
             row.tokens.append(token)
             row.logprobs.append(logprob)
             if token in self.eos_ids or (row.stop is not None and row.stop(row.tokens)):
@@ -245,6 +253,8 @@ class _State:
         self.nucleus = any(row.temperature > 0 and row.top_p < 1 for row in rows)
         self.temperature = torch.tensor([row.temperature for row in filled])[:, None]
         self.top_p = torch.tensor([row.top_p for row in filled], dtype=torch.float64)[:, None]
+        self.odds = torch.tensor([row.odds if row.temperature > 0 else 0 for row in filled])[:, None]
+        self.most, self.told = int(self.odds.max()), (torch.zeros(0), torch.zeros(0))
         self.uniform = uniforms([row.seed for row in filled], max(row.room for row in rows)) if self.sampled else torch.zeros(n, 0)
         self._kv_heads = decoder.config.kv_heads
         # [rows * kv_heads, 1, columns]: 0 where a row may look; a generated column opens when it is written
@@ -254,8 +264,8 @@ class _State:
     def take(self, index: Tensor) -> None:
         keep = index.tolist()
         self.rows = [self.rows[i] for i in keep]
-        self.lengths, self.temperature, self.top_p, self.uniform = (
-            tensor.index_select(0, index) for tensor in (self.lengths, self.temperature, self.top_p, self.uniform)
+        self.lengths, self.temperature, self.top_p, self.odds, self.uniform = (
+            tensor.index_select(0, index) for tensor in (self.lengths, self.temperature, self.top_p, self.odds, self.uniform)
         )
         self.mask = self.mask.unflatten(0, (-1, self._kv_heads)).index_select(0, index).flatten(0, 1)
 
@@ -265,7 +275,12 @@ class _State:
         if not self.sampled:
             return tokens
         warm = self.temperature > 0
-        drawn = draw(logits / torch.where(warm, self.temperature, 1.0), self.uniform[:, t : t + 1], self.top_p if self.nucleus else None)
+        heated = logits / torch.where(warm, self.temperature, 1.0)
+        drawn = draw(heated, self.uniform[:, t : t + 1], self.top_p if self.nucleus else None)
+        if self.most:  # of what is drawn, others are told: so it is drawn from what can be told
+            values, indices = torch.log_softmax(heated, -1).topk(min(self.most, logits.shape[1]))
+            self.told = values.half().float().masked_fill(torch.arange(values.shape[1])[None] >= self.odds, -torch.inf), indices
+            drawn = torch.where(self.odds[:, 0] > 0, indices.gather(1, _invert(self.told[0].double().exp(), self.uniform[:, t : t + 1]))[:, 0], drawn)
         return torch.where(warm[:, 0], drawn, tokens)
 
 
@@ -275,18 +290,27 @@ def draw(logits: Tensor, uniform: Tensor, top_p: Tensor | None = None) -> Tensor
     Where top_p [rows, 1] < 1 only the likeliest tokens count, up to and with the one that brings their sum to top_p
     (Holtzman et al., arXiv:1904.09751).
     """
-
-    def invert(mass: Tensor) -> Tensor:
-        total = mass.cumsum(-1)
-        return (total <= uniform * total[:, -1:]).sum(-1, keepdim=True).clamp_(max=mass.shape[-1] - 1)
-
     p = torch.softmax(logits, -1, dtype=torch.float64)
-    tokens = invert(p)
+    tokens = _invert(p, uniform)
     if top_p is not None:
         ranked, order = p.sort(dim=-1, descending=True, stable=True)
         kept = torch.where(ranked.cumsum(-1) - ranked < top_p.clamp(min=1e-9), ranked, 0.0)
-        tokens = torch.where(top_p < 1, order.gather(1, invert(kept)), tokens)
+        tokens = torch.where(top_p < 1, order.gather(1, _invert(kept, uniform)), tokens)
     return tokens[:, 0]
+
+
+def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
+    """mass [rows, choices], uniform [rows, 1] -> the choice of each row, [rows, 1]."""
+    total = mass.cumsum(-1)
+    return (total <= uniform * total[:, -1:]).sum(-1, keepdim=True).clamp_(max=mass.shape[-1] - 1)
+
+
+def _told(row: Row) -> tuple[Tensor, Tensor] | None:
+    """What a row's tokens were drawn from, [tokens, k] each; None where nobody asked."""
+    if not row.told:
+        return None
+    values, indices = zip(*row.told, strict=True)
+    return torch.stack(values), torch.stack(indices)
 
 
 def uniforms(seeds: Sequence[int], n: int) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aiflow_agents.models.family.courier import Courier
     from aiflow_agents.models.family.engine import Engine, Generated, Stop
     from aiflow_agents.models.family.resume import Start
+    from aiflow_agents.models.family.verify import Claim, Verdict
     from aiflow_agents.models.family.vision import Eyes
     from aiflow_agents.wire.calibration import Shipped
 
@@ -56,7 +57,7 @@ def model_info(path: str | Path, *, dtype: str = "float32", keep: Keep = 1.0) ->
 def _capabilities(config: DecoderConfig) -> frozenset[str]:
     if config.vision:  # its features are hidden states, but nobody resumes a draft from them
         return frozenset({"logprobs", "vision"})
-    return frozenset({"logprobs", "logits", "hidden", "resume", "score"} | ({"exits"} if len(config.exits) > 1 else set()))
+    return frozenset({"logprobs", "logits", "hidden", "resume", "score", "verify"} | ({"exits"} if len(config.exits) > 1 else set()))
 
 
 def weights_hash(path: str | Path) -> str:
@@ -144,12 +145,14 @@ class FamilyModel:
             if self.eyes is None and (request.picture or request.features):
                 replies[i] = CallError("refused", f"{self.info.name} does not see: it takes neither pictures nor their features")
             else:
-                how = "score" if request.score else "resume" if request.parcel is not None else "read"
+                how = "check" if request.check is not None else "score" if request.score else "resume" if request.parcel is not None else "read"
                 groups.setdefault((request.keep, request.exit, how), []).append(i)
         for (keep, exit, how), places in groups.items():
             some, model = [requests[i] for i in places], self.sized(keep)
             if how == "score":
                 made = model._score(some, exit)
+            elif how == "check":
+                made = model._check(some, exit, parcels)
             elif model.eyes is not None:
                 from aiflow_agents.models.family.sight import see
 
@@ -175,12 +178,12 @@ class FamilyModel:
             if isinstance(prompt, CallError):
                 places.append(prompt)
                 continue
-            if request.begin and (over := self._over(len(prompt), request)):
+            if request.begin and not request.want and (over := self._over(len(prompt), request)):
                 places.append(Reply(self.chat.text(request.begin), (), (), len(prompt), 0, over, ()))
                 continue
             greedy = request.sampling.temperature <= 0
             how = (None, None) if greedy else (request.sampling, request.seed)
-            key = (tuple(prompt), request.max_tokens, request.stop, request.want, request.begin, request.top, *how)
+            key = (tuple(prompt), request.max_tokens, request.stop, request.want, request.begin, request.top, request.odds, *how)
             if key not in asked:
                 asked[key] = len(batch)
                 batch.append((prompt, request))
@@ -193,6 +196,7 @@ class FamilyModel:
             seeds=[request.seed for _, request in batch],
             stops=[self._stopper(request) for _, request in batch],
             gates=[request.top.gate if request.top else 0.0 for _, request in batch],
+            odds=[request.odds for _, request in batch],
             exit=exit,
         )
         replies = [self._reply(prompt, request, one) for (prompt, request), one in zip(batch, made, strict=True)]
@@ -222,6 +226,54 @@ class FamilyModel:
         found = iter(likelihood(self.engine.decoder, *zip(*batch, strict=True), exit) if batch else ())
         return [replace(reply, logprobs=next(found)) if isinstance(reply, Reply) else reply for reply in replies]
 
+    def _check(self, requests: Sequence[Request], exit: int | None, parcels: Mapping[str, bytes]) -> list[Reply | CallError]:
+        """Verify drafted tokens, at one exit, alone or with a shallower one's hidden states."""
+        from aiflow_agents.models.family.verify import Claim, verify
+
+        if self.eyes is not None:
+            return [CallError("refused", f"{self.info.name} sees, and does not check what another one has drafted")] * len(requests)
+        path = self.engine.decoder.config.path(exit)
+        replies: list[Reply | CallError] = []
+        claims: list[tuple[Request, Claim, int]] = []
+        for request in requests:
+            start = None if request.parcel is None else self.courier.joined(parcels, request.parcel)
+            prompt = self._prompt(request) if start is None else [0] * start.prompt
+            tokens, begin = request.check or (), request.begin
+            if isinstance(prompt, CallError):
+                replies.append(prompt)
+                continue
+            room = min(request.max_tokens, self.info.max_context - len(prompt)) - len(begin)
+            known = len(prompt) + len(begin)
+            wrong = ""
+            if start is not None and not known <= len(start.hidden) <= known + len(tokens):
+                wrong = f"hidden states of {len(start.hidden)} positions; {known} are known"
+            elif start is not None and start.layer >= len(path):
+                wrong = f"exit {exit} has no input of layer {start.layer}: it leaves the backbone before"
+            elif request.sampling.temperature > 0 and tokens and not request.odds_told:
+                wrong = "a draft that is checked at a temperature brings the odds of its tokens along"
+            if wrong:
+                replies.append(CallError("refused", f"{self.info.name}: {wrong}"))
+            elif room <= 0 or (begin and begin[-1] in self.engine.eos_ids):
+                replies.append(Reply(self.chat.text(begin), (), (), len(prompt), 0, "length" if room <= 0 else "stop", ()))
+            else:
+                odds = self.courier.odds(request.odds_told) if request.odds_told else None
+                heat = max(request.sampling.temperature, 0.0)
+                hidden, layer = (None, 0) if start is None else (start.hidden, start.layer)
+                how = heat, request.sampling.top_p, request.seed, odds
+                claims.append((request, Claim((*prompt, *begin), tokens[:room], room, layer, hidden, *how), len(prompt)))
+                replies.append(Reply("", (), (), len(prompt), 0, "checked"))
+        found = verify(self.engine.decoder, [claim for _, claim, _ in claims], self.engine.eos_ids, exit) if claims else []
+        made = iter([self._verdict(*claim, verdict, len(path)) for claim, verdict in zip(claims, found, strict=True)])
+        return [next(made) if isinstance(reply, Reply) and reply.finish == "checked" else reply for reply in replies]
+
+    def _verdict(self, request: Request, claim: Claim, prompt: int, verdict: Verdict, blocks: int) -> Reply:
+        """`work` is one pass over all positions: who has kept some of their keys and values from an earlier call reads only the others."""
+        run = Pass((blocks - claim.layer) / blocks, claim.fed, 0, claim.fed - len(claim.known) + 1)
+        text = self.chat.text((*request.begin, *verdict.token_ids))
+        return Reply(
+            text, verdict.token_ids, verdict.logprobs, prompt, len(verdict.token_ids), verdict.finish, (run,), kept=verdict.kept
+        )  # fmt: skip
+
     def _keep(self, batch: Sequence[tuple[list[int], Request]], replies: list[Reply], packed: dict[str, bytes]) -> None:
         """Put the hidden states that were wanted beside the replies. The last token of an answer was never fed, so it has none."""
         from aiflow_agents.models.family.resume import Start, hidden_states, think
@@ -231,7 +283,7 @@ class FamilyModel:
             if request.want is not None:
                 wanted.setdefault((request.want.layer, request.want.lower, request.want.steps), []).append(i)
         for (layer, lower, steps), places in wanted.items():
-            said = [(*batch[i][0], *replies[i].token_ids[:-1]) for i in places]
+            said = [self._fed(*batch[i], replies[i]) for i in places]
             if steps:
                 states = think(self.engine, said, layer, steps, batch[places[0]][1].exit)
             else:
@@ -240,9 +292,12 @@ class FamilyModel:
                 want = batch[i][1].want
                 tokens = None if lower and not (want and self.courier.codec(want.codec).needs_tokens) else ids
                 start = Start(layer, hidden, len(batch[i][0]) + steps, replies[i].token_ids, tokens, kv)
+                if want and want.since is not None:  # of a draft: its tokens travel as such
+                    first = len(batch[i][0]) + want.since if want.since >= 0 else 0
+                    start = Start(layer, hidden[first:], len(batch[i][0]), (*batch[i][1].begin, *replies[i].token_ids), None, None, first)
                 parcel = self._pack(start, want, packed)
                 work: tuple[Pass, ...] | None = None
-                if not replies[i].token_ids:  # nothing was to be said, so only the layers below were run
+                if not replies[i].token_ids and not batch[i][1].begin:  # nothing was to be said, so only the layers below were run
                     work = (Pass(layer / len(self.engine.decoder.config.path(batch[i][1].exit)), len(ids), 0, 0),)
                 if steps:
                     work = (Pass(1.0, len(ids), 0, 0), *(Pass(1.0, 1, len(ids) + t, 0) for t in range(steps)))
@@ -264,6 +319,10 @@ class FamilyModel:
             text = self.chat.text(made.token_ids)
             replies.append(Reply(text, made.token_ids, made.logprobs, 0, len(made.token_ids), made.finish, tuple(one.work), parcel))
         return replies
+
+    def _fed(self, prompt: list[int], request: Request, reply: Reply) -> tuple[int, ...]:
+        """What was read: the last token of what was generated was not."""
+        return (*prompt, *request.begin, *reply.token_ids[:-1])
 
     def _pack(self, start: Start, want: Want | None, packed: dict[str, bytes]) -> Parcel:
         assert want is not None
@@ -317,6 +376,8 @@ class FamilyModel:
         text = self.chat.text((*request.begin, *made.token_ids))
         text = text[: min((at for string in request.stop if (at := text.find(string)) >= 0), default=len(text))]
         coded = None if made.next is None or request.top is None else self.courier.next_tokens(made.next, request.top)
+        if made.odds is not None:
+            coded = self.courier.told(made.odds, self.info.shape.vocab)
         return Reply(text, made.token_ids, made.logprobs, len(prompt), len(made.token_ids), made.finish, next=coded)
 
 

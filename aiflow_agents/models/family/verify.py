@@ -1,0 +1,152 @@
+r"""Verifying what another one has drafted: one pass over all of its tokens, of which the first wrong one and what follows it are dropped.
+
+    prompt, begin | d1  d2  d3  d4         drafted
+                  | ok  ok  no             d3 is not what this exit says behind d2:
+                  | d1  d2  own            two are kept, and its own token comes third. Where all are kept, a fifth is its own
+
+The tokens come alone, or with the hidden states of a shallower exit of the same family: then only the layers above are run, and the last token, which
+its drafter has never fed, is checked but nothing is said behind it.
+
+Greedy, a token is kept if it is this exit's own likeliest, so the text is the one that this exit writes alone. At a temperature, a token x that
+was drawn with probability q(x) is kept with probability min(1, p(x) / q(x)), and where it is not, another one is drawn from max(0, p - q): what is
+said has exactly the distribution p (Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318). That holds for any q that is known, so also
+for what a few bits on a wire leave of a distribution, where the drafter has drawn from just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aiflow_agents.models.family.decoder import Cache, Decoder
+from aiflow_agents.models.family.engine import STEP, uniforms
+from aiflow_agents.wire.payload import Logits
+
+ROWS = 64  # sequences that are read at once
+Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`tokens` that are claimed to be what comes behind `known` [positions before them], and at most `room` more tokens of the answer.
+
+    `hidden` [positions, width]: the input of `layer` at every known position and at those of the claimed tokens that were fed; None: read the tokens.
+    At a `temperature` above 0, `odds` are the log-probabilities from which each token was drawn, one row a token.
+    """
+
+    known: tuple[int, ...]
+    tokens: tuple[int, ...]
+    room: int
+    layer: int = 0
+    hidden: Tensor | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    odds: Logits | None = None
+
+    @property
+    def fed(self) -> int:
+        """How many positions are read: without hidden states all of them."""
+        return len(self.known) + len(self.tokens) if self.hidden is None else len(self.hidden)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of the claimed tokens the first `kept` stay. `token_ids` are these, and one of this exit's own where it says one."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    kept: int
+    finish: str  # "stop" | "length" | "checked"
+
+
+@torch.inference_mode()
+def verify(decoder: Decoder, claims: Sequence[Claim], ends: frozenset[int], exit: int | None = None) -> list[Verdict]:
+    """Check every claim at one exit (None: the last). `ends` are the tokens that end an answer. No claim may begin with nothing known."""
+    path, found = decoder.config.path(exit), dict[int, Verdict]()
+    order = sorted(range(len(claims)), key=lambda i: (claims[i].layer, claims[i].hidden is None, claims[i].fed))
+    while order:
+        first = claims[order[0]]
+        same = [i for i in order[:ROWS] if (claims[i].layer, claims[i].hidden is None) == (first.layer, first.hidden is None)]
+        order = order[len(same) :]
+        some = [claims[i] for i in same]
+        columns = -(-max(claim.fed for claim in some) // STEP) * STEP  # so that a row does not feel its company, as in `engine`
+        if first.hidden is None:
+            ids = [[*claim.known, *claim.tokens] for claim in some]
+            states = decoder.embed(torch.tensor([row + [0] * (columns - len(row)) for row in ids]))  # padding on the right is never read
+        else:
+            states = torch.zeros(len(some), columns, decoder.config.width, dtype=decoder.dtype)
+            for row, claim in enumerate(some):
+                assert claim.hidden is not None
+                states[row, : claim.fed] = claim.hidden.to(decoder.dtype)
+        cache = Cache.new(decoder.config, len(some), columns, decoder.dtype, path)
+        out = decoder.run(states, cache, decoder.prompt_span(0, columns), path[first.layer :])  # [rows, columns, width]
+        for row, (i, claim) in enumerate(zip(same, some, strict=True)):
+            logits = decoder.head(out[row, len(claim.known) - 1 : claim.fed], exit)  # what is said behind what is known, and behind each fed token
+            found[i] = _judge(claim, logits, ends)
+    return [found[i] for i in range(len(claims))]
+
+
+def _judge(claim: Claim, logits: Tensor, ends: frozenset[int]) -> Verdict:
+    """logits [fed tokens + 1, vocab]."""
+    logprobs = torch.log_softmax(logits, -1)
+    said: list[int] = []
+    tokens = claim.tokens[: claim.room]
+    if claim.temperature > 0:
+        kept, own = _drawn(claim, logits, tokens)
+    else:
+        mine = logits.argmax(-1).tolist()
+        kept = next((i for i, (a, b) in enumerate(zip(mine, tokens, strict=False)) if a != b), min(len(mine), len(tokens)))
+        own = mine[kept] if kept < len(mine) else None
+    said = list(tokens[:kept])
+    ended = next((i for i, token in enumerate(said) if token in ends), None)
+    if ended is not None:
+        said, kept, own = said[: ended + 1], ended + 1, None
+    if own is not None and len(said) < claim.room:
+        said.append(own)
+    finish = "stop" if said and said[-1] in ends else "length" if len(said) >= claim.room else "checked"
+    chosen = logprobs[torch.arange(len(said)), torch.tensor(said, dtype=torch.long)].tolist()
+    return Verdict(tuple(said), tuple(chosen), kept, finish)
+
+
+def _drawn(claim: Claim, logits: Tensor, tokens: Sequence[int]) -> tuple[int, int | None]:
+    """(how many drawn tokens are kept, the token that is drawn where they end): rejection sampling."""
+    p = target(logits, claim.temperature, claim.top_p)  # [fed tokens + 1, vocab]
+    chance = uniforms([claim.seed], 2 * len(tokens) + 2)[0].tolist()
+    q = spread(claim.odds, p.shape[1]) if claim.odds is not None else np.zeros((0, p.shape[1]))
+    for i, token in enumerate(tokens):
+        if chance[2 * i] * q[i, token] >= p[i, token]:
+            return i, invert(np.maximum(p[i] - q[i], 0.0), chance[2 * i + 1])
+    return len(tokens), invert(p[len(tokens)], chance[-1]) if len(tokens) < len(p) else None
+
+
+def target(logits: Tensor, temperature: float, top_p: float = 1.0) -> Probabilities:
+    """The distributions that the engine draws from at this temperature: logits [positions, vocab] -> probabilities of the same shape."""
+    p = torch.softmax(logits / temperature, -1, dtype=torch.float64)
+    if top_p < 1:
+        ranked, order = p.sort(dim=-1, descending=True, stable=True)
+        kept = torch.where(ranked.cumsum(-1) - ranked < max(top_p, 1e-9), ranked, 0.0)
+        p = torch.zeros_like(p).scatter(-1, order, kept)
+    return (p / p.sum(-1, keepdim=True)).numpy()
+
+
+def spread(odds: Logits, vocab: int) -> Probabilities:
+    """What a drafter drew from, as both sides compute it from the frame: [tokens, vocab], nothing outside of the tokens that were told."""
+    p = np.exp(odds.values.astype(np.float64))
+    p /= p.sum(-1, keepdims=True)
+    if odds.indices is None:
+        return p
+    found = np.zeros((len(p), vocab))
+    np.put_along_axis(found, odds.indices, p, -1)
+    return found
+
+
+def invert(mass: Probabilities, uniform: float) -> int:
+    """The token at which the sum of these masses [vocab], which need not add up to 1, passes `uniform` of it."""
+    total = mass.cumsum()
+    return int(min((total <= uniform * total[-1]).sum(), len(mass) - 1))

@@ -1,0 +1,64 @@
+r"""Lower tiers draft, the next one checks several tokens in one pass, the last decides: its own answer, token by token, sooner.
+
+    phone  d1 d2 d3 d4 | d5 d6 ..    x  d5 ..     drafts go on while a check travels; what is overturned is thrown away
+                 \                  /
+    cloud         ok ok ok own -----              up to the first wrong token, and one of its own
+"""
+
+import asyncio
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.runtime.agent import Agent
+from aiflow_agents.runtime.task import Task
+from aiflow_agents.runtime.team import Team
+from aiflow_agents.topology.base import Needs, Topology
+from aiflow_agents.topology.pipeline import Pipeline, Style
+from aiflow_agents.wire.message import Message
+
+
+class DraftVerify(Topology):
+    """`members`: who drafts, who checks, who decides; by default all, the least first. Greedy, the text is that of the last alone; at a temperature
+    it has exactly its distribution, and drafts are drawn from the drafter's `odds` likeliest tokens, which travel along.
+
+    `ahead` tokens are drafted at a time (None: as acceptance and the way there advise), and at most `window` are out; `gate`: none that is less
+    likely. Without `pipelined` each draft waits for its check. `codec`: the first drafter's hidden states go along, coded, and whoever checks them
+    runs only the layers above ("": it reads the tokens anew, which is cheaper to send).
+    `deadline`, in seconds: what is not settled by then is the drafter's own, and marked `unverified`. None: wait.
+    """
+
+    members: tuple[str, ...] = ()
+    ahead: PositiveInt | None = None
+    window: PositiveInt = 32
+    pipelined: bool = True
+    gate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    codec: str = ""
+    odds: PositiveInt = 16
+    deadline: PositiveFloat | None = None
+    needs = Needs(members=2, capabilities=frozenset({"verify"}))
+
+    def check(self, team: Team) -> None:
+        super().check(team)
+        agents = self.tiers(team)
+        if len(agents) < 2:
+            raise UnmetNeed("topology 'draft-verify' needs one who drafts and one who checks; `members` names one")
+        if len({agent.info.tokenizer_hash for agent in agents}) > 1:
+            raise UnmetNeed(f"topology 'draft-verify' needs members with one tokenizer; see {team}")
+        if self.codec and (len({agent.info.weights_hash for agent in agents[:2]}) > 1 or agents[0].exit is None):
+            raise UnmetNeed("topology 'draft-verify' with a codec needs two exits of one family to begin with: hidden states mean nothing elsewhere")
+
+    def tiers(self, team: Team) -> list[Agent]:
+        """Who drafts first, who decides last."""
+        return [team[name] for name in self.members] or team.by_depth()
+
+    async def run(self, task: Task, team: Team) -> Message:
+        agents = self.tiers(team)
+        style = Style(self.ahead, self.window, self.pipelined, self.gate, self.codec, self.odds)
+        pipeline = Pipeline(task.question, agents, style)
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await pipeline.run()
+        except TimeoutError:
+            return await pipeline.alone()
