@@ -121,12 +121,15 @@ class Fabric:
             book(hop, energy_j, sent_bytes)
         clock.call_at(arrival, self._forward, clock, route, position + 1, nbytes, number, arrived, book)
 
-    async def occupy(self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None) -> float:
+    async def occupy(
+        self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None,
+        begun: Callable[[], None] | None = None,
+    ) -> float:  # fmt: skip
         """Hold one of a node's slots for `seconds`, first come first served; give the seconds waited for it.
 
-        `book(used_s)` is called exactly once, with the seconds to be billed. A job cancelled in line leaves it and used 0. A running one holds
-        its slot until the cancel reaches the node: `cancel_delay_s` later, by default the way's latency from home, but no longer than it would
-        have run. The cancelled caller does not wait for that.
+        `begun()` is called when the slot is there; `book(used_s)` is called exactly once, with the seconds to be billed. A job cancelled in line leaves
+        it and used 0. A running one holds its slot until the cancel reaches the node: `cancel_delay_s` later, by default the way's latency from home,
+        but no longer than it would have run. The cancelled caller does not wait for that.
         """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"a job of {seconds} seconds")
@@ -149,6 +152,8 @@ class Fabric:
                     book(0.0)
                 raise
             began = loop.time()
+        if begun is not None:
+            begun()
         try:
             if seconds:
                 await sleep_until(began + seconds)

@@ -14,6 +14,7 @@ from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
 from aiflow_agents.models.protocol import GREEDY, CallError, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime import drafting
+from aiflow_agents.runtime.delivery import pieces
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
@@ -87,6 +88,7 @@ class Agent:
         sees: Message | None = None,
         features: Sequence[Message] = (),
         rate: Message | None = None,
+        stream: bool = False,
     ) -> Message:
         """Ask this agent a question, with what it shall hear first. The answer is a message at this agent's node.
 
@@ -105,6 +107,9 @@ class Agent:
         "hidden" of others of its family, who kept them of their pictures with `want`. An empty question, with `max_tokens` 0, is not sent at all.
         What is said of a picture that stays at its node travels only in the forms that were released.
 
+        `stream`: the user reads the answer while it is made: its tokens go home one by one, as frames of their own, and the message itself only closes the
+        stream (see `runtime.delivery`). It has to be what the topology answers.
+
         `rate`: another one's answer to this question. Nothing is generated: the message repeats it, with how likely this agent holds it to be right.
 
         Raises MemberFailed when the model refuses the call, OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden
@@ -117,6 +122,8 @@ class Agent:
             if isinstance(question, Message):
                 scene.inquired(question)
         picture = self._picture(sees, features)
+        if stream and (begin or top or rate):
+            raise UnmetNeed(f"{self.name} cannot stream a draft or a rating: what the user reads is an answer from its first token on")
         with scene:
             parcel = None if resume is None else await self._understood(resume, otherwise)
             if resume is not None and parcel is not None:
@@ -140,7 +147,8 @@ class Agent:
                 if rate is not None:
                     request = replace(request, max_tokens=0, score=self._rated(rate), ended=True)
             start_s = scene.now()
-            reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, Call(self.folder, self.fingerprint, request))
+            streamed = scene.stream(self.name, self.node) if stream else None
+            reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, Call(self.folder, self.fingerprint, request), streamed)
             if scene.called:
                 scene.called(Called(self, request, reply, usage, start_s, scene.now()))
             if isinstance(reply, CallError):
@@ -163,6 +171,8 @@ class Agent:
         message = Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
         if scene.meter is not None and rate is None:
             scene.answered(message, question)
+        if streamed is not None:
+            streamed.close(message, pieces(request, reply))
         return message
 
     async def rate(self, question: str | Message, drafts: Sequence[Message]) -> list[Message]:

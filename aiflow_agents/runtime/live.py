@@ -19,6 +19,7 @@ from typing import Any, Self
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Reply, Shape, Turn
 from aiflow_agents.runtime.budget import Budget
+from aiflow_agents.runtime.delivery import Stream
 from aiflow_agents.runtime.dispatch import Asked, Dispatcher, Note
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Hooks, Run, Teller
@@ -199,7 +200,7 @@ class LiveScene(Scene):
         for pair in self.met:
             self._session[pair] = None
 
-    async def _answer(self, member: str, node: str, shape: Shape, call: Call) -> Reply | CallError:
+    async def _answer(self, member: str, node: str, shape: Shape, call: Call, stream: Stream | None) -> Reply | CallError:
         asked = self.dispatcher.submit(call)
         self._made_here.append(asked)
         try:
@@ -222,7 +223,7 @@ class LiveScene(Scene):
         finally:
             self.__exit__()
 
-    async def _spend(self, node: str, seconds: float, book: Callable[[float], None]) -> None:
+    async def _spend(self, node: str, seconds: float, book: Callable[[float], None], begun: Callable[[], None] | None) -> None:
         book(seconds)  # the work is done: it took what it took, and is billed as the network file says
 
 

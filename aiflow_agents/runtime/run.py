@@ -17,6 +17,7 @@ from aiflow_agents.errors import AIFlowError, Deadlock, OverBudget, UserError
 from aiflow_agents.net import clock
 from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.budget import Budget
+from aiflow_agents.runtime.delivery import Delivery, Portion
 from aiflow_agents.runtime.handover import Handover
 from aiflow_agents.runtime.hooks import Hooks, Run, Teller
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
@@ -38,7 +39,7 @@ class Runs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One task to be answered one way, by one team. `arm` is the name under which it is counted."""
+    """One task to be answered one way, by one team. `arm` is the name under which it is counted. `reader` is told what of the answer is at home."""
 
     arm: str
     topology: Runs
@@ -46,6 +47,7 @@ class Job:
     team: Team
     repeat: int = 0
     traced: bool = False
+    reader: Callable[[Portion], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Result:
     `met`: who met whom at its cost; later tasks of the same session did not pay for that.
     `over`: which limit of its budget was met, in words; the answer is then what the topology made of what it had, or the last one that had arrived at
     home, or empty.
+    `delivery`: when its tokens were at home; None where there is no answer.
     """
 
     job: Job
@@ -66,6 +69,7 @@ class Result:
     spans: tuple[Span, ...] = field(default=(), repr=False)
     met: tuple[Pair, ...] = ()
     over: str | None = None
+    delivery: Delivery | None = None
 
     def __str__(self) -> str:
         cost = self.usage
@@ -156,6 +160,7 @@ class Stage:
         limits = budget & own if budget and own else budget or own
         self.scene = scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
         self.scene.called = teller.calls(asked) if teller and asked else None
+        self.scene.reader = job.reader
 
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""
@@ -164,7 +169,8 @@ class Stage:
         return self._made(message.answer, message.confidence, message.text, usage, over or None)
 
     def _made(self, answer: str, sure: float | None, text: str, usage: Usage, over: str | None) -> Result:
-        return Result(self.job, answer, sure, usage, text=text, spans=tuple(self.spans), met=tuple(self.scene.met), over=over)
+        spans, met = tuple(self.spans), tuple(self.scene.met)
+        return Result(self.job, answer, sure, usage, text=text, spans=spans, met=met, over=over, delivery=self.scene.delivery)
 
     def stopped(self, latency_s: float) -> Result:
         """What there is when the budget is spent: the last answer that had arrived at home, or an empty one."""
@@ -213,7 +219,9 @@ async def perform(stage: Stage, done: Callable[[Result], None]) -> None:
             said = await job.topology.run(job.task, job.team)
             if not isinstance(said, Message):
                 raise TypeError(f"{type(job.topology).__name__}.run gave {type(said).__name__}; expected a Message")
-            message = await said.to(job.team.home)
+            here = await said.to(job.team.home)
+            scene.delivered(here)  # raises where the user was told otherwise
+            message = here
     except Exception as error:  # a topology's mistake is data, not the end of the run
         failure = error
     except asyncio.CancelledError as error:

@@ -12,12 +12,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
+from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Pass, Reply, Request, Shape, Turn
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
 from aiflow_agents.net.fabric import Clock, Fabric
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.budget import Budget, Meter
+from aiflow_agents.runtime.delivery import Delivery, Portion, Stream, Told, pieces, taken_back
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.ledger import Ledger
@@ -35,7 +37,7 @@ class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "called", "hellos", "met", "states",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "reader", "called", "hellos", "met", "states", "_told", "_stream",
         "_answers", "_at_home", "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
@@ -49,6 +51,9 @@ class Scene:
         self.meter = Meter(budget) if budget else None
         self._answers: set[str] = set()  # ids of messages that answer the task's question; these two are kept where there is a budget
         self._at_home: list[tuple[float, Message]] = []  # what is at home, and since when
+        self.reader: Callable[[Portion], None] | None = None  # told of every portion of the answer when it is at home
+        self._told = Told()
+        self._stream: Stream | None = None  # that the user reads
         self.called: Callable[[Called], None] | None = None  # told of every call that a member has answered, or could not
         self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
         self.states: dict[str, set[str]] = {}  # by node, digests of the hidden states of drafts that have come there
@@ -182,40 +187,105 @@ class Scene:
 
         def arrived() -> None:
             self.__exit__()
-            move.arrived = True
-            if move.then is not None:
-                move.then()
-            for waiter in move.waiters:
-                waiter.one_less()
+            move.arrive()
             if self.listener:
                 self.listener(Span("move", author, src, start_s, self.now(), id, said, to=dst, nbytes=nbytes))
 
         self.fabric.send(src, dst, nbytes, arrived, book=self.ledger.book_hop)
         self.__enter__()  # until it has arrived
 
+    # -- what the user has before the topology is done ---------------------------------------------------------------
+
+    def stream(self, author: str, node: str) -> Stream:
+        """For an answer that the user reads while it is made. Raises UserError where that is another one already."""
+        if self._told.portions or (self._stream is not None and self._stream.told):
+            raise UserError(f"{author} cannot stream its answer: the user has the beginning of another one")
+        self._stream = Stream(self, author, node)
+        return self._stream
+
+    def carry(self, node: str, nbytes: int, what: str, arrived: Callable[[], None]) -> None:
+        """Send so many bytes home, outside of any message. Raises OverBudget."""
+        if self.meter is not None:
+            self.meter.move(lambda: self.fabric.weighs(node, self.network.home, nbytes), f"{what} from {node} to {self.network.home}")
+
+        def there() -> None:
+            arrived()
+            self.__exit__()
+
+        self.__enter__()  # until it has arrived
+        self.fabric.send(node, self.network.home, nbytes, there, book=self.ledger.book_hop)
+
+    def expect(self, message: Message) -> Callable[[], None]:
+        """This message is on its way home by other means, all of its text. To be told when it is there."""
+        move = _Move()
+        for freight in (message._freight, message._text):
+            self._moves.setdefault((message.id, self.network.home, freight), move)
+
+        def arrived() -> None:
+            move.arrive()
+            if self.meter is not None:
+                self._came_home(message)
+
+        return arrived
+
+    def read(self, portion: Portion) -> None:
+        """The user has so much more of the answer, at home."""
+        self._told.add(portion)
+        if self.reader is not None:
+            self.reader(portion)
+
+    def tell(self, message: Message) -> None:
+        """The same for what a message at home says more. Raises UserError where it does not go on from what the user has."""
+        portion = self._told.more(message, self.now())
+        if portion.tokens:
+            self.read(portion)
+
+    def delivered(self, message: Message) -> Delivery | None:
+        """How the answer came, now that it is this message, at home; None where it has no tokens. Raises UserError where the user was told another."""
+        stream = self._stream if self._stream is not None and self._stream.told else None
+        if stream is None:
+            self.tell(message)
+        elif stream.message is None or message.id != stream.message.id or message._said not in (stream.message._text, stream.message._answer):
+            raise taken_back(message)
+        return self.delivery
+
+    @property
+    def delivery(self) -> Delivery | None:
+        """What the user has."""
+        return Delivery(tuple(self._told.portions)) if self._told.portions else None
+
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def call(self, member: str, node: str, shape: Shape, call: Call) -> tuple[Reply, Usage] | tuple[CallError, None]:
+    async def call(
+        self, member: str, node: str, shape: Shape, call: Call, stream: Stream | None = None
+    ) -> tuple[Reply, Usage] | tuple[CallError, None]:
         """Put a call to the outside, and let `member`'s node spend what the reply takes. Gives the reply, and its usage; a refusal has none.
 
-        Raises OverBudget, see `compute`.
+        `stream` takes the tokens home while they are made. Raises OverBudget, see `compute`.
         """
         if self.meter is not None:
             self.meter.may_call()
-        reply = await self._answer(member, node, shape, call)
-        if isinstance(reply, CallError):
-            return reply, None
-        return reply, await self.compute(member, node, shape, call.request, reply)
+        try:
+            reply = await self._answer(member, node, shape, call, stream)
+            if isinstance(reply, CallError):
+                if stream is not None:
+                    stream.stop()
+                return reply, None
+            return reply, await self.compute(member, node, shape, call.request, reply, stream)
+        except BaseException:
+            if stream is not None:
+                stream.stop()
+            raise
 
-    def _answer(self, member: str, node: str, shape: Shape, call: Call) -> Awaitable[Reply | CallError]:
+    def _answer(self, member: str, node: str, shape: Shape, call: Call, stream: Stream | None) -> Awaitable[Reply | CallError]:
         """What the outside says. This world stands still until then."""
         return asyncio.get_running_loop().external(call)  # type: ignore[attr-defined]
 
-    def _spend(self, node: str, seconds: float, book: Callable[[float], None]) -> Awaitable[object]:
-        """Let a node work for so long; `book` is told how long it did."""
-        return self.fabric.occupy(node, seconds, book=book)
+    def _spend(self, node: str, seconds: float, book: Callable[[float], None], begun: Callable[[], None] | None) -> Awaitable[object]:
+        """Let a node work for so long; `book` is told how long it did, `begun` when it begins."""
+        return self.fabric.occupy(node, seconds, book=book, begun=begun)
 
-    async def compute(self, member: str, node: str, shape: Shape, request: Request, reply: Reply) -> Usage:
+    async def compute(self, member: str, node: str, shape: Shape, request: Request, reply: Reply, stream: Stream | None = None) -> Usage:
         """Let the simulated node spend what this reply takes: wait for a slot, hold it, book it. Gives the call's own usage.
 
         A prompt that this member has already read for this task is not read again: further samples share its cache. So do the tokens that an answer
@@ -269,8 +339,15 @@ class Scene:
                 self.ledger.book_call(member, flops * share, tokens_in, made, cost.energy_j * share, used_s)
             if self.meter is not None and share < 1.0:
                 self.meter.give_back(tokens_out - made + (0 if share else tokens_in), flops * (1.0 - share))
+            if stream is not None and share < 1.0:
+                stream.stop(used_s)
 
-        await self._spend(node, seconds, book)
+        def begun() -> None:
+            if stream is not None:
+                step_s = cost.decode_s / work.steps if work.steps else 0.0
+                stream.begin(pieces(request, reply)[:tokens_out], cost.prefill_s, step_s, tokens_out - min(work.steps, tokens_out))
+
+        await self._spend(node, seconds, book, begun if stream is not None else None)
         if cut and self.meter is not None:
             self.meter.may_call()  # raises OverBudget
         if drafted:
@@ -353,6 +430,13 @@ class _Move:
         self.arrived = arrived
         self.then: Callable[[], None] | None = None
         self.waiters: list[_Waiter] = []
+
+    def arrive(self) -> None:
+        self.arrived = True
+        if self.then is not None:
+            self.then()
+        for waiter in self.waiters:
+            waiter.one_less()
 
 
 _HERE_ALL_THE_WHILE = _Move(arrived=True)

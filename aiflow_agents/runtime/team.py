@@ -24,6 +24,7 @@ from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.hosts import OBJECT
 from aiflow_agents.runtime.memory import fingerprint
+from aiflow_agents.runtime.scene import SCENE
 from aiflow_agents.wire.message import Message
 
 if TYPE_CHECKING:
@@ -270,6 +271,15 @@ class Team:
         """
         asked = (agent.ask(question, **options) for agent in self)
         return await within_budget(asked) if partial else await gather(asked)
+
+    async def tell(self, message: Message) -> Message:
+        """Let the user have what this message says, as the beginning of the answer: it comes home. Gives it as it is there.
+
+        What was told cannot be taken back. Raises UserError where it does not go on from that.
+        """
+        here = await message.to(self.home)
+        SCENE.get().tell(here)
+        return here
 
     async def run(self, topology: Any, question: str, **options: Any) -> Result:
         """Ask the team one question through a topology. Loads the models at first use; see `runtime.run.ask` for the options."""
