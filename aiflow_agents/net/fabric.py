@@ -127,9 +127,9 @@ class Fabric:
     ) -> float:  # fmt: skip
         """Hold one of a node's slots for `seconds`, first come first served; give the seconds waited for it.
 
-        `begun()` is called when the slot is there; `book(used_s)` is called exactly once, with the seconds to be billed. A job cancelled in line leaves
-        it and used 0. A running one holds its slot until the cancel reaches the node: `cancel_delay_s` later, by default the way's latency from home,
-        but no longer than it would have run. The cancelled caller does not wait for that.
+        `begun()` is called when the slot is there; `book(used_s)` exactly once, with the seconds to be billed. A job cancelled in line leaves it and
+        used 0. A running one holds its slot until the cancel reaches the node: `cancel_delay_s` later, by default the way's latency from home, but
+        no longer than it would have run. The cancelled caller does not wait for that.
         """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"a job of {seconds} seconds")

@@ -107,8 +107,8 @@ class Agent:
         "hidden" of others of its family, who kept them of their pictures with `want`. An empty question, with `max_tokens` 0, is not sent at all.
         What is said of a picture that stays at its node travels only in the forms that were released.
 
-        `stream`: the user reads the answer while it is made: its tokens go home one by one, as frames of their own, and the message itself only closes the
-        stream (see `runtime.delivery`). It has to be what the topology answers.
+        `stream`: the user reads the answer while it is made. Its tokens go home one by one, as frames of their own, and the message itself only
+        closes the stream (see `runtime.delivery`). It has to be what the topology answers.
 
         `rate`: another one's answer to this question. Nothing is generated: the message repeats it, with how likely this agent holds it to be right.
 
@@ -148,7 +148,8 @@ class Agent:
                     request = replace(request, max_tokens=0, score=self._rated(rate), ended=True)
             start_s = scene.now()
             streamed = scene.stream(self.name, self.node) if stream else None
-            reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, Call(self.folder, self.fingerprint, request), streamed)
+            call = Call(self.folder, self.fingerprint, request)
+            reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, call, streamed)
             if scene.called:
                 scene.called(Called(self, request, reply, usage, start_s, scene.now()))
             if isinstance(reply, CallError):

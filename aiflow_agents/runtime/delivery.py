@@ -4,8 +4,8 @@ r"""What reaches the user while a topology still runs: an answer's tokens, one b
                     home:                        token 1 -^  2 -^  3 -^ and the end: one frame each, over every link of the way
     real clock      the host says each token as it has made it, and it sets out at once
 
-`Agent.ask(..., stream=True)` streams an answer, `Team.tell(message)` lets the user have what a topology knows to be the answer's beginning. What was told
-cannot be taken back: the answer has to go on from it. Any other answer comes home whole, and all of its tokens at once.
+`Agent.ask(..., stream=True)` streams an answer, `Team.tell(message)` lets the user have what a topology knows to be the answer's beginning. What was
+told cannot be taken back: the answer has to go on from it. Any other answer comes home whole, and all of its tokens at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Portion(NamedTuple):
-    """Tokens of the answer that were at home `at_s` seconds after the question arose. `author` said them; as ids, or as text where nobody knows ids."""
+    """Tokens of the answer that were at home `at_s` seconds after the question arose. `author` said them: ids, or text where there are none."""
 
     at_s: float
     tokens: int
@@ -39,7 +39,7 @@ class Portion(NamedTuple):
 
 @dataclass(frozen=True)
 class Delivery:
-    """When the answer was at home: its portions in the order of time. Tokens are counted as `Usage.tokens_out` counts them, the end of an answer too."""
+    """When the answer was at home: its portions in the order of time. Tokens count as in `Usage.tokens_out`: what ends an answer is one too."""
 
     portions: tuple[Portion, ...]
 
@@ -79,8 +79,8 @@ class Piece(NamedTuple):
 def pieces(request: Request, reply: Reply) -> list[Piece]:
     """An answer, token by token.
 
-    The token that ends an answer is none: the message itself closes the stream and says so. Where stop strings may have ended it, every token goes. Text
-    of which nobody knows the tokens is cut into as many parts, as equal as can be.
+    The token that ends an answer is none: the message itself closes the stream and says so. Where stop strings may have ended it, every token goes.
+    Text of which nobody knows the tokens is cut into as many parts, as equal as can be.
     """
     if reply.token_ids:
         ended = reply.finish == "stop" and not request.stop
@@ -120,7 +120,7 @@ class Stream:
             self._wait()
 
     def made(self, at: int, piece: Piece) -> None:
-        """The host has made this piece, which follows `at` tokens; one that was made again, as a host has died, is not sent again. Under the real clock."""
+        """Under the real clock: the host has made this piece, which follows `at` tokens. What is made again, as a host died, is not sent again."""
         if at == self._sent and not self._stopped:
             self._send(piece)
 

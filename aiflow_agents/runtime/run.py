@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from traceback import walk_tb
@@ -57,7 +57,7 @@ class Result:
     `met`: who met whom at its cost; later tasks of the same session did not pay for that.
     `over`: which limit of its budget was met, in words; the answer is then what the topology made of what it had, or the last one that had arrived at
     home, or empty.
-    `delivery`: when its tokens were at home; None where there is no answer.
+    `delivery`: when its tokens were at home, also those of an answer that was broken off; None where there were none.
     """
 
     job: Job
@@ -178,12 +178,15 @@ class Stage:
         since_s, best = self.scene.best() or (0.0, None)
         usage, over = self.scene.ledger.usage(max(latency_s, since_s)), self.scene.meter.over
         answer, sure, text = ("", None, "") if best is None else (best._answer, best._confidence, best._said)
-        return self._made(answer, sure, text, usage, over)
+        made = self._made(answer, sure, text, usage, over)
+        if best is None or made.delivery is not None:
+            return made
+        return replace(made, delivery=Delivery((Portion(since_s, best.usage.tokens_out, (), "", best.author),)))
 
     def failed(self, error: BaseException, latency_s: float) -> Result:
         usage = self.scene.ledger.usage(latency_s)
         said = f"{type(error).__name__}: {error}".strip() + _where(error, self.job.topology)
-        return Result(self.job, None, None, usage, said, spans=tuple(self.spans))
+        return Result(self.job, None, None, usage, said, spans=tuple(self.spans), delivery=self.scene.delivery)
 
 
 def _where(error: BaseException, topology: Runs) -> str:

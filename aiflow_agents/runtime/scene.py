@@ -241,7 +241,7 @@ class Scene:
             self.read(portion)
 
     def delivered(self, message: Message) -> Delivery | None:
-        """How the answer came, now that it is this message, at home; None where it has no tokens. Raises UserError where the user was told another."""
+        """How the answer came, now that it is this message, at home; None where it has no tokens. Raises UserError where another one was told."""
         stream = self._stream if self._stream is not None and self._stream.told else None
         if stream is None:
             self.tell(message)
