@@ -12,6 +12,7 @@ import typer
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
+    from aiflow_agents.runtime.reading import Reading
     from aiflow_agents.runtime.run import Result
     from aiflow_agents.runtime.team import Team
     from aiflow_agents.runtime.trace import Listener, Span
@@ -32,12 +33,14 @@ def run(
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds of the clock.", show_default=False)] = None,
     clock: Annotated[Literal["virtual", "real"], typer.Option(help="virtual: seconds of the simulated network; real: the wall clock's.")] = "virtual",
     pace: Annotated[bool, typer.Option("--pace", help="Under the real clock, let messages take as long as on the simulated network.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer alone, each token as it reaches home.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the answer, its cost and every span as JSON.")] = False,
 ) -> int:
     """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network, unless the clock is real."""
     from aiflow_agents.cli.evaluate import limits, parameters
     from aiflow_agents.evals.rehearsal import rehearse_one
     from aiflow_agents.runtime.live import Live
+    from aiflow_agents.runtime.reading import Reading
     from aiflow_agents.runtime.run import ask
     from aiflow_agents.runtime.task import Task
     from aiflow_agents.runtime.team import Team
@@ -53,20 +56,25 @@ def run(
     pattern.check(people)
     rehearse_one(pattern, people, Task("question", text))
     budget = limits(max_tokens_total, max_flops, max_bytes, max_seconds)
-    listener = None if json else _teller(people)
+    listener = None if json or stream else _teller(people)
+    reading = Reading(people)
+    reader = None if json or not stream else lambda portion: typer.secho(reading.add(portion), bold=True, nl=False)
 
     async def live() -> Result:
         async with Live(people, pace=pace, seed=seed, budget=budget) as now:
             await now.warm()
-            return await now.ask(pattern, text, listener=listener)
+            return await now.ask(pattern, text, listener=listener, reader=reader)
 
-    result = asyncio.run(live()) if clock == "real" else ask(people, pattern, text, seed=seed, listener=listener, budget=budget)
+    simulated = clock == "virtual"
+    result = ask(people, pattern, text, seed=seed, listener=listener, budget=budget, reader=reader) if simulated else asyncio.run(live())
     if json:
         told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
         typer.echo(json_module.dumps(told | _as_json(result), ensure_ascii=False, indent=2))
     elif result.error is None:
-        typer.secho(f"\n{result.answer or 'no answer'}", bold=True, nl=False)
+        typer.secho(_last(result, reading) if stream else f"\n{result.answer or 'no answer'}", bold=True, nl=False)
         typer.echo(f"   {_cost(result)}" + (f"; over budget: {result.over}" if result.over else ""))
+    elif reading.read:
+        typer.echo()
     if result.error is not None:
         typer.echo(f"aiflow: {result.error}", err=True)
     return 0 if result.error is None else 1
@@ -111,8 +119,17 @@ def _brief(text: str) -> str:
 def _cost(result: Result) -> str:
     from aiflow_agents.evals.verdict import quantity
 
-    used = result.usage
-    return f"after {used.latency_s * 1000:.1f} ms: {used.calls} calls, {used.wire_bytes:,} bytes on links, {quantity(used.energy_j, 'J')}"
+    used, came = result.usage, ""
+    if result.delivery and (each := result.delivery.ms_per_token) is not None:
+        came = f"; the first token after {result.delivery.first_token_s * 1000:.1f} ms, then {each:.2f} ms per token"
+    return f"after {used.latency_s * 1000:.1f} ms: {used.calls} calls, {used.wire_bytes:,} bytes on links, {quantity(used.energy_j, 'J')}{came}"
+
+
+def _last(result: Result, reading: Reading) -> str:
+    """What has not been printed yet of a streamed answer; where the answer is only a part of what was said, that too."""
+    text = result.text or ""
+    part = f"\n{result.answer}" if result.answer and result.answer != text.strip() else ""
+    return (reading.rest(text) if text else "no answer") + part
 
 
 def _as_json(result: Result) -> dict[str, Any]:
@@ -124,5 +141,6 @@ def _as_json(result: Result) -> dict[str, Any]:
         "error": result.error or result.over,
         "status": "failed" if result.error else "over budget" if result.over else "ok",
         "usage": asdict(result.usage),
+        "delivery": result.delivery and result.delivery.as_json(),
         "spans": [span._asdict() for span in result.spans],
     }

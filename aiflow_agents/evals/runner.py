@@ -236,7 +236,8 @@ class Evaluation:
             "seed": self.seed,
             **({"cluster": job.task.cluster} if job.task.cluster else {}),
             "tags": list(job.task.tags),
-            "usage": {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in asdict(result.usage).items()},
+            "usage": {key: _short(value) for key, value in asdict(result.usage).items()},
+            **_delivered(result),
         }
 
     # -- the summary -------------------------------------------------------------------------------------------------
@@ -269,6 +270,18 @@ class Evaluation:
         }
 
 
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _delivered(result: Result) -> dict[str, Any]:
+    """When an answer that did not come all at once was at home; of any other its latency says it."""
+    came = result.delivery
+    if came is None or (each := came.ms_per_token) is None:
+        return {}
+    return {"delivery": {"first_token_s": _short(came.first_token_s), "ms_per_token": _short(each), "tokens": came.tokens}}
+
+
 def met_before(folder: RunFolder) -> dict[str, Session]:
     """Who has met whom in each arm's finished tasks: a run that goes on does not let them introduce themselves again."""
     sessions: dict[str, Session] = {}
@@ -298,6 +311,7 @@ def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: R
         for repeat in range(repeats):
             best = max((folder.samples[name, task, repeat] for name in members), key=lambda s: s["score"])
             row = best | {"arm": "oracle", "usage": dict.fromkeys(best["usage"], 0), "confidence": None, "status": OK, "error": None}
+            row.pop("delivery", None)
             if folder.samples.get(("oracle", task, repeat)) != row:
                 rows.append(row)
     return rows
@@ -338,6 +352,10 @@ def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray, cluster: np.n
         return float(np.mean([u[key] for u in usage]))
 
     latency = np.array([u["latency_s"] for u in usage])
+    came = [s["delivery"] for s in samples if s.get("delivery")]
+    answered = [s for s in samples if s["status"] != FAILED]  # an answer that came at once has its first token at its end
+    first = np.array([s["delivery"]["first_token_s"] if s.get("delivery") else s["usage"]["latency_s"] for s in answered])
+    delivery = {"first_token_s": _percentiles(first), "ms_per_token": float(np.mean([d["ms_per_token"] for d in came]))} if came else {}
     return {
         "kind": kind,
         "n": len(samples),
@@ -350,9 +368,14 @@ def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray, cluster: np.n
         "tokens_out": mean("tokens_out"),
         "calls": mean("calls"),
         "wire_bytes": mean("wire_bytes"),
-        "latency_s": {"p50": float(np.percentile(latency, 50)), "p95": float(np.percentile(latency, 95))},
+        "latency_s": _percentiles(latency),
+        **delivery,
         "energy_j": mean("energy_j"),
     }
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
 
 
 def packages() -> dict[str, str]:

@@ -44,6 +44,8 @@ def _arm(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         **{cost: arm[cost] for cost in COSTS},
         "latency_p50_s": arm["latency_s"]["p50"],
         "latency_p95_s": arm["latency_s"]["p95"],
+        "first_token_p50_s": (arm.get("first_token_s") or {}).get("p50"),
+        "ms_per_token": arm.get("ms_per_token"),
         "says": verdict.get("says"),
         "gain": verdict.get("delta"),
         "gain_low": low,

@@ -60,7 +60,8 @@ class Delivery:
         return 1000 * (last.at_s - first.at_s) / later if later else None
 
     def as_json(self) -> dict[str, Any]:
-        return {"first_token_s": self.first_token_s, "ms_per_token": self.ms_per_token, "tokens": self.tokens}
+        times = [(portion.at_s, portion.tokens) for portion in self.portions]
+        return {"first_token_s": self.first_token_s, "ms_per_token": self.ms_per_token, "tokens": self.tokens, "portions": times}
 
 
 class Piece(NamedTuple):

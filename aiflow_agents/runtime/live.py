@@ -19,7 +19,7 @@ from typing import Any, Self
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Reply, Shape, Turn
 from aiflow_agents.runtime.budget import Budget
-from aiflow_agents.runtime.delivery import Stream
+from aiflow_agents.runtime.delivery import Portion, Stream
 from aiflow_agents.runtime.dispatch import Asked, Dispatcher, Note
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Hooks, Run, Teller
@@ -85,12 +85,13 @@ class Live:
         listener: Listener | None = None,
         whole_bill: bool = True,
         traced: bool = True,
+        reader: Callable[[Portion], None] | None = None,
     ) -> Answered:
         """One question, with all that is known of its answer.
 
         `team` may be another one than this object's, on the same hosts; `before` is the conversation that led to the question. Without `whole_bill`
-        the answer does not wait for calls that the topology has given up. `traced`: the result brings its spans. Cancelling this cancels the
-        question.
+        the answer does not wait for calls that the topology has given up. `traced`: the result brings its spans. `reader` is told of portions of the
+        answer as they are at home. Cancelling this cancels the question.
 
         Raises UserError where the topology does not fit the team; what goes wrong later is an error of the result.
         """
@@ -100,7 +101,7 @@ class Live:
         check = getattr(topology, "check", None)
         if check:
             check(team)
-        job = Job(type(topology).__name__, topology, Task("question", question, before=tuple(before)), team, traced=traced)
+        job = Job(type(topology).__name__, topology, Task("question", question, before=tuple(before)), team, traced=traced, reader=reader)
         limits = budget & self.budget if budget and self.budget else budget or self.budget
         session = self._sessions.setdefault(team.network.name, {})
         teller = self._teller

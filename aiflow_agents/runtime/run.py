@@ -252,8 +252,10 @@ def ask(
     listener: Listener | None = None,
     budget: Budget | None = None,
     hooks: Iterable[object] | Hooks = (),
+    reader: Callable[[Portion], None] | None = None,
 ) -> Result:
-    """One question, now, for no more than `budget`. Its spans come back with the result, and go to `listener` as they end.
+    """One question, now, for no more than `budget`. Its spans come back with the result, and go to `listener` as they end, portions of the answer to
+    `reader` as they are at home.
 
     `hooks` are told what happens (see `runtime.hooks`); a `Hooks` can be told of many questions, and is not closed here.
     """
@@ -263,7 +265,7 @@ def ask(
     if check:
         check(team)
     results: list[Result] = []
-    job = Job(type(topology).__name__, topology, Task("question", question), team, traced=True)
+    job = Job(type(topology).__name__, topology, Task("question", question), team, traced=True, reader=reader)
     hosts = hosts or open_hosts("inline", models=team.objects)
     told = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
     try:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from aiflow_agents.models.backends import behind
 from aiflow_agents.models.protocol import Reply
-from aiflow_agents.runtime.placement import unseat
+from aiflow_agents.runtime.reading import Tokenizers
 from aiflow_agents.serve.refusal import Refusal
 from aiflow_agents.serve.served import Served
 
@@ -16,10 +14,10 @@ Spell = Callable[[Reply], dict[str, Any]]
 
 
 class Spelling:
-    """Tokenizers of members, read when their log-probabilities are first asked for."""
+    """Spells with the tokenizers of members."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+        self.tokenizers = Tokenizers()
 
     def of(self, served: Served, chat: bool) -> Spell:
         """What turns a reply into OpenAI's list of log-probabilities. Raises Refusal where there are none, or no tokens that they would belong to."""
@@ -28,22 +26,10 @@ class Spelling:
         agent = served.team[served.member]
         if "logprobs" not in agent.info.capabilities:
             raise Refusal(400, f"{served.name} gives no logprobs", param="logprobs")
-        if agent.folder not in self._known:
-            self._known[agent.folder] = _tokenizer(agent.folder)
-        tokenizer = self._known[agent.folder]
+        tokenizer = self.tokenizers.of(agent.folder)
         if tokenizer is None:
             raise Refusal(400, f"the tokens of {served.name} are not known here, so it gives no logprobs", param="logprobs")
         return lambda reply: (_chat if chat else _completions)(tokenizer, reply)
-
-
-def _tokenizer(key: str) -> Any:
-    found = behind(unseat(key)[1])
-    file = Path(found.model) / "tokenizer.json"
-    if found.kind == "http" or not file.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(file))
 
 
 def _tokens(tokenizer: Any, reply: Reply) -> list[tuple[str, float]]:

@@ -22,6 +22,9 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     some_failed = any(arm.get("n_failed") for arm in summary["arms"].values())
     if some_failed:
         table.add_column("failed", justify="right", no_wrap=True)
+    some_stream = any(arm.get("ms_per_token") for arm in summary["arms"].values())
+    for header in ("first token", "per token") if some_stream else ():
+        table.add_column(header, justify="right", no_wrap=True)
     some_over = any(arm.get("n_over_budget") for arm in summary["arms"].values())
     if some_over:
         table.add_column("over budget", justify="right", no_wrap=True)
@@ -36,9 +39,14 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
                       quantity(arm.get("wire_bytes"), "B"), quantity((arm.get("latency_s") or {}).get("p50"), "s"),
                       quantity((arm.get("latency_s") or {}).get("p95"), "s"), quantity(arm.get("energy_j"), "J"),
                       *([f"{arm['n_failed']:,}" if arm.get("n_failed") else ""] if some_failed else []),
+                      *([quantity((arm.get("first_token_s") or {}).get("p50"), "s"), _each(arm)] if some_stream else []),
                       *([f"{arm['n_over_budget']:,}" if arm.get("n_over_budget") else ""] if some_over else []),
                       style="bold" if name in marked else None)
     return table
+
+
+def _each(arm: Mapping[str, Any]) -> str:
+    return quantity(arm["ms_per_token"] / 1000, "s") if arm.get("ms_per_token") else "-"
 
 
 def verdict_table(summary: Mapping[str, Any]) -> Table:
