@@ -6,7 +6,7 @@ A bad request fails alone: `generate` gives a `CallError` in its place and answe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -285,9 +285,16 @@ class ModelInfo:
         return cls(name, digest, digest, engine, "own", Shape(**asdict(named_shape(costs_as))), frozenset(capabilities), max_context)
 
 
+Told = Callable[[int, int, tuple[int, ...], str], None]  # of which request, behind how many tokens of its answer, which ones, or else their text
+
+
 @runtime_checkable
 class Model(Protocol):
-    """Anything that answers batches of requests."""
+    """Anything that answers batches of requests.
+
+    One with `streams = True` takes `told`, a `Told`, in `generate` (and in `exchange`, if it has that), and calls it with the tokens of answers while
+    it makes them; the one that ends an answer is not told.
+    """
 
     info: ModelInfo
 

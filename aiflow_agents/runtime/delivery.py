@@ -94,7 +94,10 @@ def pieces(request: Request, reply: Reply) -> list[Piece]:
 class Stream:
     """One answer on its way home while it is made. `author` makes it at `node`."""
 
-    __slots__ = ("scene", "author", "node", "message", "_began_s", "_sent_s", "_left", "_timer", "_sent", "_nbytes", "_stopped", "_holds", "_ended")
+    __slots__ = (
+        "scene", "author", "node", "message",
+        "_began_s", "_sent_s", "_left", "_timer", "_sent", "_nbytes", "_said", "_stopped", "_holds", "_ended",
+    )  # fmt: skip
 
     def __init__(self, scene: Scene, author: str, node: str):
         self.scene, self.author, self.node = scene, author, node
@@ -103,6 +106,7 @@ class Stream:
         self._left: deque[tuple[float, Piece]] = deque()  # what is yet to be made, and when
         self._timer: asyncio.TimerHandle | None = None
         self._sent = self._nbytes = 0  # tokens, and bytes of their frames
+        self._said = ""  # what went as text
         self._stopped = self._holds = self._ended = False
 
     @property
@@ -120,10 +124,10 @@ class Stream:
             self._holds = True
             self._wait()
 
-    def made(self, at: int, piece: Piece) -> None:
-        """Under the real clock: the host has made this piece, which follows `at` tokens. What is made again, as a host died, is not sent again."""
-        if at == self._sent and not self._stopped:
-            self._send(piece)
+    def heard(self, at: int, token_ids: tuple[int, ...], text: str) -> None:
+        """Under the real clock: the host has made these tokens, which follow `at` others. What is made again, as a host died, is not sent again."""
+        if at == self._sent and not self._stopped and self.message is None:
+            self._send(Piece(len(token_ids) or 1, token_ids, text))
 
     def stop(self, used_s: float = math.inf) -> None:
         """No message will come of it. What the node makes until the cancel has reached it, `used_s` seconds after it began, still travels."""
@@ -140,10 +144,10 @@ class Stream:
         self.message, self._left = message, deque()
         if self._timer is not None:
             self._timer.cancel()
-        later = rest[self._sent :]
-        if later and not self._stopped:
-            ids = tuple(token for piece in later for token in piece.token_ids)
-            self._send(Piece(sum(piece.tokens for piece in later), ids, "".join(piece.text for piece in later)))
+        ids = tuple(token for piece in rest for token in piece.token_ids)
+        later = Piece(len(rest) - self._sent, ids[self._sent :], "" if ids else message._text[len(self._said) :])
+        if (later.token_ids or later.text) and not self._stopped:
+            self._send(later._replace(tokens=max(later.tokens, 1)))
         ended = max(message.usage.tokens_out - self._sent, 0)
         if not self._stopped:
             self._close(message, ended)
@@ -173,6 +177,7 @@ class Stream:
             return
         self._sent += piece.tokens
         self._nbytes += piece.nbytes
+        self._said += piece.text
 
     def _close(self, message: Message, ended: int) -> None:
         """Let the message follow, without its text. `ended`: whether a token came that ends the answer."""

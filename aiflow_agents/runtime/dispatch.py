@@ -15,25 +15,30 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.backends import behind
-from aiflow_agents.models.protocol import CallError, Model, Reply, Request
+from aiflow_agents.models.protocol import CallError, Model, Reply, Request, Told
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hosts import Answers, LiveHosts, load_model
 from aiflow_agents.runtime.placement import unseat
 
 BATCH = 256  # calls that set out together at most: what a host takes in one piece
 Note = Callable[[int, int], None]
+Hear = Callable[[int, tuple[int, ...], str], None]
 
 
 class Asked:
-    """One call of one task. `answer` is done when its reply has come; `holding`, if anything, is the payload that came with it."""
+    """One call of one task. `answer` is done when its reply has come; `holding`, if anything, is the payload that came with it.
 
-    __slots__ = ("call", "answer", "away", "alone", "holding")
+    `hear` is told the tokens of an answer while it is made: how many there were before, these ones, or their text.
+    """
 
-    def __init__(self, call: Call, answer: asyncio.Future[Reply | CallError]):
-        self.call, self.answer = call, answer
+    __slots__ = ("call", "answer", "hear", "away", "alone", "holding")
+
+    def __init__(self, call: Call, answer: asyncio.Future[Reply | CallError], hear: Hear | None = None):
+        self.call, self.answer, self.hear = call, answer, hear
         self.away = False  # has set out
         self.alone = False  # the batch that it was in has failed: it goes by itself
         self.holding: Holding | None = None
@@ -70,9 +75,9 @@ class Dispatcher:
         self._here = _Lane(self._compute, self._deliver, hosts.at_once, BATCH)
         self._lanes: dict[str, _Lane] = {}  # of the models that are no folder
 
-    def submit(self, call: Call) -> Asked:
+    def submit(self, call: Call, hear: Hear | None = None) -> Asked:
         """Put a call in line. Its answer fails with what a host raises, as with a `UserError` where its model cannot be loaded."""
-        asked = Asked(call, asyncio.get_running_loop().create_future())
+        asked = Asked(call, asyncio.get_running_loop().create_future(), hear)
         self._lane(call.model).put(asked)
         return asked
 
@@ -105,8 +110,10 @@ class Dispatcher:
             self._lanes[model] = lane
         return self._lanes[model]
 
-    def _compute(self, model: str, requests: Sequence[Request]) -> Answers:
-        return self.hosts.generate({model: requests})[model]
+    def _compute(self, model: str, requests: Sequence[Request], told: Told | None) -> Answers:
+        if told is None:
+            return self.hosts.generate({model: requests})[model]
+        return self.hosts.generate({model: requests}, told=lambda _, *what: told(*what))[model]
 
     def _deliver(self, sharing: Sequence[Sequence[Asked]], answers: Answers) -> None:
         """Give every distinct call's answer to all who share it."""
@@ -125,7 +132,7 @@ class _Lane:
 
     def __init__(
         self,
-        compute: Callable[[str, Sequence[Request]], Answers],
+        compute: Callable[[str, Sequence[Request], Told | None], Answers],
         deliver: Callable[[Sequence[Sequence[Asked]], Answers], None],
         slots: int,
         most: int,
@@ -182,9 +189,9 @@ class _Lane:
         sharing: dict[Call, list[Asked]] = {}
         for asked in batch:
             sharing.setdefault(asked.call, []).append(asked)
-        requests = [call.request for call in sharing]
+        requests, told = [call.request for call in sharing], _told(list(sharing.values()))
         try:
-            answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, batch[0].call.model, requests)
+            answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._compute, batch[0].call.model, requests, told)
             self._deliver(list(sharing.values()), answers)
         except Exception as error:
             self._failed(batch, error)
@@ -204,6 +211,18 @@ class _Lane:
                 asked.answer.set_exception(error)
 
 
+def _told(sharing: Sequence[Sequence[Asked]]) -> Told | None:
+    """Takes what a host says in its thread to the loop, to all who share a call and hear; None where nobody does."""
+    listening = [[asked for asked in those if asked.hear is not None] for those in sharing]
+    loop = asyncio.get_running_loop()
+
+    def tell(i: int, at: int, token_ids: tuple[int, ...], text: str) -> None:
+        for asked in listening[i]:
+            loop.call_soon_threadsafe(asked.hear, at, token_ids, text)  # type: ignore[arg-type]
+
+    return tell if any(listening) else None
+
+
 class _Remote:
     """A model that computes elsewhere; loaded when first asked, and asked from several threads."""
 
@@ -211,7 +230,8 @@ class _Remote:
         self._model: Model | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, model: str, requests: Sequence[Request]) -> Answers:
+    def __call__(self, model: str, requests: Sequence[Request], told: Told | None) -> Answers:
         with self._lock:
             self._model = self._model or load_model(unseat(model)[1])
-        return self._model.generate(requests)
+        more: dict[str, Any] = {"told": told} if told is not None and getattr(self._model, "streams", False) else {}
+        return self._model.generate(requests, **more)

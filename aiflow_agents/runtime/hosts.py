@@ -8,15 +8,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from aiflow_agents.errors import UnknownName, UserError
-from aiflow_agents.models.protocol import CallError, Model, Reply, Request
+from aiflow_agents.models.protocol import CallError, Model, Reply, Request, Told
 
 Answers = list[Reply | CallError]
 Batches = Mapping[str, Sequence[Request]]  # model key -> requests
 Bundle = dict[str, bytes]  # digest -> coded payload
+ToldOf = Callable[[str, int, int, tuple[int, ...], str], None]  # a `Told` of a model, by its key
 OBJECT = "python:"  # the key of a model that is an object begins so
 
 
@@ -37,6 +39,10 @@ class Hosts(Protocol):
 class LiveHosts(Hosts, Protocol):
     """Hosts that may be asked from several threads, and for longer than payloads can be kept."""
 
+    def generate(self, batches: Batches, told: ToldOf | None = None) -> dict[str, Answers]:
+        """`told` hears, in whichever thread, the tokens of models that stream, while they make them; perhaps twice, where a host has died."""
+        ...
+
     @property
     def at_once(self) -> int:
         """How many batches are worked on at the same time."""
@@ -56,14 +62,15 @@ class Shelf:
         self._load = load or load_model
         self._models: dict[str, Model] = {}
 
-    def generate(self, model: str, requests: Sequence[Request], *bundles: Bundle) -> tuple[Answers, Bundle]:
-        """Answers, and the payloads that came with them. `bundles` hold those that the requests go on from."""
+    def generate(self, model: str, requests: Sequence[Request], *bundles: Bundle, told: Told | None = None) -> tuple[Answers, Bundle]:
+        """Answers, and the payloads that came with them. `bundles` hold those that the requests go on from; `told` hears a model that streams."""
         if model not in self._models:
             self._models[model] = self._load(model)
         loaded = self._models[model]
+        more: dict[str, Any] = {"told": told} if told is not None and getattr(loaded, "streams", False) else {}
         if not hasattr(loaded, "exchange"):
-            return _whole(loaded.generate(requests), requests, model), {}
-        return loaded.exchange(requests, {digest: coded for bundle in bundles for digest, coded in bundle.items()})
+            return _whole(loaded.generate(requests, **more), requests, model), {}
+        return loaded.exchange(requests, {digest: coded for bundle in bundles for digest, coded in bundle.items()}, **more)
 
 
 def _whole(answers: Answers, requests: Sequence[Request], model: str) -> Answers:
@@ -160,14 +167,14 @@ class InlineHosts:
         self._origins, self._parcels = Origins(), Bundle()
         self.at_once = 1
 
-    def generate(self, batches: Batches) -> dict[str, Answers]:
+    def generate(self, batches: Batches, told: ToldOf | None = None) -> dict[str, Answers]:
         if self._shelf is None:
             self._shelf = Shelf(self._load)
         found = {}
         for model, requests in batches.items():
             self._origins.restore(requests, self._parcels, self.generate)
             needed = {parcel.digest: self._parcels[parcel.digest] for request in requests for parcel in request.parcels}
-            found[model], packed = self._shelf.generate(model, requests, needed)
+            found[model], packed = self._shelf.generate(model, requests, needed, told=told and partial(told, model))
             self._parcels.update(packed)
             self._origins.note(model, requests, found[model])
         return found

@@ -202,7 +202,7 @@ class LiveScene(Scene):
             self._session[pair] = None
 
     async def _answer(self, member: str, node: str, shape: Shape, call: Call, stream: Stream | None) -> Reply | CallError:
-        asked = self.dispatcher.submit(call)
+        asked = self.dispatcher.submit(call, None if stream is None else stream.heard)
         self._made_here.append(asked)
         try:
             return await asyncio.shield(asked.answer)

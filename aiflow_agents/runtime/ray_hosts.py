@@ -10,14 +10,16 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiflow_agents.errors import AIFlowError
 from aiflow_agents.models.protocol import Model, Reply, Request
-from aiflow_agents.runtime.hosts import Answers, Batches, Bundle, Origins, Shelf
+from aiflow_agents.runtime.hosts import Answers, Batches, Bundle, Origins, Shelf, ToldOf
 from aiflow_agents.runtime.placement import NOWHERE, Ground, Seat, anywhere, check, ground, unseat
 
 if TYPE_CHECKING:
@@ -45,6 +47,26 @@ class StoredShelf(Shelf):
 
         answers, made = self.generate(model, requests, *map(_unpacked, ray.get(list(held))))
         return answers, ray.put(_packed(made)) if made else None
+
+
+    def answering(self, model: str, requests: Sequence[Request], held: Sequence[Any]) -> Iterator[list[tuple[Any, ...]] | tuple[Answers, Any]]:
+        """As `answer`, in steps: lists of what a `Told` would be told, as soon as there is anything; and in the end what `answer` gives."""
+        import ray
+
+        bundles, said = [_unpacked(packed) for packed in ray.get(list(held))], SimpleQueue[tuple[Any, ...] | None]()
+        with ThreadPoolExecutor(1, "answers") as pool:
+            making = pool.submit(self.generate, model, requests, *bundles, told=lambda *what: said.put(what))
+            making.add_done_callback(lambda _: said.put(None))
+            more = True
+            while more:
+                batch = [said.get()]
+                while not said.empty():
+                    batch.append(said.get())
+                more = batch[-1] is not None
+                if told := [what for what in batch if what is not None]:
+                    yield told
+            answers, made = making.result()
+        yield answers, ray.put(_packed(made)) if made else None
 
 
 def _packed(bundle: Bundle) -> tuple[dict[str, int], Any]:
@@ -148,10 +170,10 @@ class RayHosts:
                 self._ray.kill(actor)  # one that is only out of reach would keep its core
                 self._start(host)
 
-    def generate(self, batches: Batches) -> dict[str, Answers]:
+    def generate(self, batches: Batches, told: ToldOf | None = None) -> dict[str, Answers]:
         """Raises AIFlowError when one piece has killed three hosts, and what a host raises. Ctrl-C is noticed within half a second."""
         self._restore([request for requests in batches.values() for request in requests])
-        return _Round(self, batches).answers()
+        return _Round(self, batches, told).answers()
 
     def _restore(self, requests: Sequence[Request]) -> None:
         self._origins.restore(requests, self._bundles, self.generate)
@@ -222,8 +244,8 @@ class _Piece(NamedTuple):
 class _Round:
     """One call of `generate`: the pieces that wait in each room, and the hosts that work at one or start (None)."""
 
-    def __init__(self, hosts: RayHosts, batches: Batches):
-        self.of, self.batches, self.ray = hosts, batches, hosts._ray
+    def __init__(self, hosts: RayHosts, batches: Batches, told: ToldOf | None = None):
+        self.of, self.batches, self.told, self.ray = hosts, batches, told, hosts._ray
         self.found: dict[str, list[Any]] = {model: [None] * len(requests) for model, requests in batches.items()}
         self.waiting: dict[_Room, deque[_Piece]] = {}
         self.idle: dict[_Room, deque[_Host]] = {}
@@ -270,7 +292,8 @@ class _Round:
         # the bundles go from host to host: what comes here is answers and references
         needed = dict.fromkeys(self.of._bundles[parcel.digest] for request in part for parcel in request.parcels)
         actor = host.actor
-        self.flying[actor.answer.remote(unseat(piece.model)[1], part, list(needed))] = host, actor, piece
+        ask = actor.answer if self.told is None else actor.answering.options(num_returns="streaming")
+        self.flying[ask.remote(unseat(piece.model)[1], part, list(needed))] = host, actor, piece
         host.busy += 1
 
     def _part(self, piece: _Piece) -> list[Request]:
@@ -278,9 +301,15 @@ class _Round:
 
     def _take(self, reference: Any, host: _Host, actor: Any, piece: _Piece | None) -> None:
         """What a host has made, or that it runs; where it died, another one starts in its place."""
+        streams = piece is not None and self.told is not None
         host.busy -= piece is not None
         try:
-            made = self.ray.get(reference)
+            made = self.ray.get(next(reference) if streams else reference)
+            if streams and isinstance(made, list):  # and not yet all
+                self._tell(piece, made)
+                self.flying[reference] = host, actor, piece
+                host.busy += 1
+                return
         except self.ray.exceptions.ObjectLostError:  # a bundle went with the host that held it
             assert piece is not None
             for request in self._part(piece):
@@ -299,6 +328,11 @@ class _Round:
             elif host.actor is actor:
                 host.pid, host.failed = made, 0
         self._await(host)
+
+    def _tell(self, piece: _Piece | None, told: Sequence[tuple[Any, ...]]) -> None:
+        assert piece is not None and self.told is not None
+        for i, *what in told:
+            self.told(piece.model, piece.start + i, *what)
 
     def _keep(self, piece: _Piece, made: Answers, bundle: Any) -> None:
         self.found[piece.model][piece.start : piece.stop] = made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +15,10 @@ from aiflow_agents.models.protocol import CallError, Reply
 from aiflow_agents.net.network import Link, Network
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.budget import Budget
+from aiflow_agents.runtime.hosts import InlineHosts
+from aiflow_agents.runtime.live import Live
+from aiflow_agents.runtime.reading import Reading
+from aiflow_agents.runtime.run import ask
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.wire.frame import encode_text, encode_tokens
 from tests.conftest import Do
@@ -242,3 +248,143 @@ def test_drafts_and_ratings_do_not_stream(stage: Any) -> None:
     from aiflow_agents.models.protocol import Top
 
     assert "cannot stream" in run(stage, stage.team(tim="tower"), lambda team: team["tim"].ask("q", stream=True, top=Top(2))).error
+
+
+# --- under the real clock ---
+
+
+class Scribe:
+    """A model that streams: each letter when the test lets it, and the whole in the end. `told` hears every letter twice, as after a host's death."""
+
+    streams = True
+
+    def __init__(self, info: Any, said: str, step: Any = lambda i: None):
+        self.info, self.said, self.step, self.batches = info, said, step, 0
+
+    def generate(self, requests: Any, told: Any = None) -> list[Any]:
+        self.batches += 1
+        for i, letter in enumerate(self.said):
+            self.step(i)
+            for row in range(len(requests)):
+                for _ in range(2 if told else 0):
+                    told(row, i, (ord(letter),), "")
+        ids = (*map(ord, self.said), 0)
+        return [Reply(self.said, ids, None, 2, len(ids)) for _ in requests]
+
+
+def live(team: Any, hosts: Any, work: Any) -> Any:
+    async def main() -> Any:
+        async with Live(team, hosts) as now:
+            return await asyncio.wait_for(work(now), 60)
+
+    return asyncio.run(main())
+
+
+def test_each_token_is_at_home_before_the_next_one_is_made(stage: Any) -> None:
+    team, read, steps = stage.team(tim="tower"), [], [threading.Event() for _ in range(4)]
+    scribe = Scribe(team["tim"].info, "word", lambda i: steps[i].wait(30))
+
+    def reader(portion: Any) -> None:
+        read.append((portion.token_ids, len(read), [step.is_set() for step in steps]))
+        if len(read) < 4:
+            steps[len(read)].set()
+
+    steps[0].set()
+    answered = live(team, InlineHosts(load=lambda key: scribe), lambda now: now.answer(load_topology("stream"), "q", reader=reader))
+    result = answered.result
+    assert [ids for ids, _, _ in read] == [(ord(letter),) for letter in "word"] + [()]
+    assert [were for _, _, were in read[:4]] == [[j <= i for j in range(4)] for i in range(4)]  # nothing was made before its turn
+    simulated = ask(team, load_topology("stream"), "q", hosts=InlineHosts(load=lambda key: Scribe(team["tim"].info, "word")))
+    assert (result.answer, result.usage.wire_bytes, result.delivery.tokens) == ("word", simulated.usage.wire_bytes, simulated.delivery.tokens)
+    assert sorted(at_s for at_s, *_ in result.delivery.portions) == [at_s for at_s, *_ in result.delivery.portions]
+
+
+def test_all_who_share_a_call_hear_it_and_one_who_does_not_stream_hears_nothing(stage: Any) -> None:
+    team = stage.team(tim="tower")
+    scribe = Scribe(team["tim"].info, "word")
+
+    async def work(now: Any) -> Any:
+        return await asyncio.gather(*(now.ask(Do(topology), "q") for topology in (streamed, streamed, whole)))
+
+    one, two, other = live(team, InlineHosts(load=lambda key: scribe), work)
+    assert scribe.batches == 1 and [len(result.delivery.portions) for result in (one, two, other)] == [5, 5, 1]
+    assert one.answer == two.answer == other.answer == "word" and one.usage.wire_bytes == two.usage.wire_bytes > other.usage.wire_bytes
+
+
+def test_a_model_that_does_not_stream_says_all_at_once_and_then_the_end(stage: Any) -> None:
+    for say in ("tim:q", lambda request: Reply("wörd", (), None, 2, 3)):
+        team = stage.team(tim=("tower", (lambda request, say=say: say) if isinstance(say, str) else say))
+        result = live(team, stage.hosts(), lambda now: now.ask(load_topology("stream"), "q"))
+        assert result.error is None and [portion.tokens for portion in result.delivery.portions] == ([5, 1] if isinstance(say, str) else [3])
+
+
+def test_who_was_cancelled_is_not_heard_any_more(stage: Any) -> None:
+    team, read, go = stage.team(tim="tower"), [], threading.Event()
+    scribe = Scribe(team["tim"].info, "word", lambda i: go.wait(30) if i == 2 else None)
+
+    async def late(team: Any) -> Any:
+        asked = asyncio.ensure_future(team["tim"].ask("q", stream=True))
+        while len(read) < 2:
+            await asyncio.sleep(0.001)
+        asked.cancel()
+        await asyncio.wait([asked])
+        go.set()
+        await asyncio.sleep(0.05)
+        raise ValueError("enough")
+
+    result = live(team, InlineHosts(load=lambda key: scribe), lambda now: now.answer(Do(late), "q", reader=read.append)).result
+    assert len(read) == 2 == result.delivery.tokens and result.usage.wire_bytes == QUESTION + 2 * TOKEN
+
+
+# --- real models ---
+
+
+@pytest.fixture(scope="module")
+def ant(models: list[Any]) -> Any:
+    from aiflow_agents.runtime.team import Team
+
+    return Team.of({"ant": {"model": str(models[0]), "tier": "cloud"}, "bee": {"model": str(models[1])}}, max_tokens=12)
+
+
+def heard(hosts: Any, team: Any, questions: Any) -> list[Any]:
+    """(the text as it was read, portion by portion, and the result) of each question, all asked at once."""
+    readings = [Reading(team) for _ in questions]
+
+    async def work(now: Any) -> Any:
+        said: list[list[str]] = [[] for _ in questions]
+        topology = load_topology("stream", {"member": "ant"})
+        asked = (
+            now.answer(topology, question, reader=lambda portion, i=i: said[i].append(readings[i].add(portion))) for i, question in enumerate(questions)
+        )
+        answered = await asyncio.gather(*asked)
+        return [(said, reading, one.result) for said, reading, one in zip(said, readings, answered, strict=True)]
+
+    return live(team, hosts, work)
+
+
+def check(team: Any, hosts: Any) -> None:
+    questions = ["1+1=", "2+2=", "say", "abc"]
+    for question, (said, reading, result) in zip(questions, heard(hosts, team, questions), strict=True):
+        plain = ask(team, load_topology("single", {"member": "ant"}), question)
+        assert result.text == plain.text and len(plain.text) > 3 and "".join(said) + reading.rest(plain.text) == plain.text
+        simulated = ask(team, load_topology("stream", {"member": "ant"}), question)
+        assert [portion[1:] for portion in result.delivery.portions] == [portion[1:] for portion in simulated.delivery.portions]
+        assert len([text for text in said if text]) > 3 and result.usage.wire_bytes == simulated.usage.wire_bytes
+
+
+def test_the_engine_streams_what_it_says_without(ant: Any) -> None:
+    check(ant, InlineHosts())
+
+
+def test_so_do_hosts_in_ray(ant: Any, ray_hosts: Any) -> None:
+    check(ant, ray_hosts)
+
+
+@pytest.mark.parametrize("stop", [("x",), ("ab", "bab"), ("é",), ("zz",)])
+def test_a_text_is_read_as_far_as_it_is_certain(stop: tuple[str, ...]) -> None:
+    from aiflow_agents.runtime.reading import _certain
+
+    for text in ("aabab x", "ab", "caféx", "azz", "za"):
+        whole_text = text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]
+        read = [_certain(text[:end], stop) for end in range(len(text) + 1)]
+        assert all(whole_text.startswith(one) for one in read) and all(b.startswith(a) for a, b in pairwise(read))

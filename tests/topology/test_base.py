@@ -32,6 +32,8 @@ def team(stage: Any, roles: Any) -> Any:
 
 def ready(name: str, trial: Any, team: Any) -> Topology:
     """The topology, fitted where it must be."""
+    if name == "stream":
+        return load_topology(name, {"member": "ann"})
     if name != "router":
         return load_topology(name)
     return load_topology(name).fit(trial(team, questions=["q", "r"], correct={"ann": [True, True], "tim": [False, True]}))
@@ -70,7 +72,7 @@ def test_a_need_is_checked_before_the_run_and_is_no_parameter(team: Any) -> None
 
 
 def test_which_there_are() -> None:
-    assert ANYONES == ["cascade", "debate", "majority", "mixture", "router", "self-consistency", "single", "star", "weighted"]
+    assert ANYONES == ["cascade", "debate", "majority", "mixture", "router", "self-consistency", "single", "star", "stream", "weighted"]
     assert set(FAMILIAL + NUMERIC + ASKING + SEEING) <= set(SHIPPED)
 
 

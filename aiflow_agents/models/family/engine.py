@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,8 +64,9 @@ class Row:
     stop: Stop | None
     gate: float = 0.0  # the row ends before a token that is not likelier than this
     odds: int = 0  # it is drawn from so many likeliest tokens
+    told: Callable[[int, int], None] | None = None  # how many tokens it had before, and this one
     next: Tensor | None = None
-    told: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    drawn: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
@@ -92,27 +94,31 @@ class Engine:
         gates: Sequence[float] | None = None,
         odds: Sequence[int] | None = None,
         exit: int | None = None,
+        told: Callable[[int, int, int], None] | None = None,
     ) -> list[Generated]:
         """Answer every prompt at one exit (None: the last); all sequences have one entry per prompt.
 
         A row ends at an end token, when `stops[i](tokens so far)` says so, after `max_tokens[i]`, at the end of the model's context, or before the
         first token whose probability at temperature 1 is not above `gates[i]`.
+        `told(prompt, tokens before, token)` is called for every token as it is made, but for what ends an answer.
         Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only. Where `odds[i]` is above 0 it draws from so
         many likeliest tokens, with their log-probabilities at its temperature as 16 bits leave them, and gives them.
         Raises `ValueError` for an empty prompt or one that leaves no room in the context: the caller has checked that.
         """
         n, limit = len(prompts), self.decoder.config.max_context
         heat, nucleus, seed, stop = temperature or [0.0] * n, top_p or [1.0] * n, seeds or [0] * n, stops or [None] * n
-        gate, told = gates or [0.0] * n, odds or [0] * n
+        gate, drawn = gates or [0.0] * n, odds or [0] * n
         rows = []
         for i, prompt in enumerate(prompts):
             if not 0 < len(prompt) < limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit - 1}")
-            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i], gate[i], told[i]))
+            rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i], gate[i], drawn[i]))
+        for row in rows if told is not None else ():
+            row.told = partial(told, row.place)
         with torch.inference_mode():
             for batch in self.batches([row for row in rows if row.room > 0]):
                 self._run(batch, exit)
-        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length", row.next, _told(row)) for row in rows]
+        return [Generated(tuple(row.tokens), tuple(row.logprobs), row.finish or "length", row.next, _drawn(row)) for row in rows]
 
     def batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Rows that run together: of similar prompt length, as many as fit in memory."""
@@ -216,9 +222,11 @@ class Engine:
                 row.finish, row.next, state.rows[i] = "unsure", logprobs[i].clone(), None
                 continue
             if row.odds:
-                row.told.append((state.told[0][i, : row.odds].clone(), state.told[1][i, : row.odds].clone()))
+                row.drawn.append((state.told[0][i, : row.odds].clone(), state.told[1][i, : row.odds].clone()))
             row.tokens.append(token)
             row.logprobs.append(logprob)
+            if row.told is not None and token not in self.eos_ids:
+                row.told(len(row.tokens) - 1, token)
             if token in self.eos_ids or (row.stop is not None and row.stop(row.tokens)):
                 row.finish = "stop"
             elif t + 1 >= row.room:
@@ -305,11 +313,11 @@ def _invert(mass: Tensor, uniform: Tensor) -> Tensor:
     return (total <= uniform * total[:, -1:]).sum(-1, keepdim=True).clamp_(max=mass.shape[-1] - 1)
 
 
-def _told(row: Row) -> tuple[Tensor, Tensor] | None:
+def _drawn(row: Row) -> tuple[Tensor, Tensor] | None:
     """What a row's tokens were drawn from, [tokens, k] each; None where nobody asked."""
-    if not row.told:
+    if not row.drawn:
         return None
-    values, indices = zip(*row.told, strict=True)
+    values, indices = zip(*row.drawn, strict=True)
     return torch.stack(values), torch.stack(indices)
 
 

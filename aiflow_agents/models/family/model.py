@@ -14,7 +14,7 @@ from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat, chat_hash
 from aiflow_agents.models.family.config import DecoderConfig, read_json, weight_files
 from aiflow_agents.models.family.rank import Keep, cut, linears, ranks, spend
-from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Want
+from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Told, Want
 
 if TYPE_CHECKING:
     from aiflow_agents.models.family.courier import Courier
@@ -93,6 +93,8 @@ def at_exit(info: ModelInfo, path: str | Path, exit: int, keep: Keep = 1.0) -> M
 class FamilyModel:
     """Answers requests with a checkpoint in the Hugging Face layout (Llama, Qwen2 or Qwen3)."""
 
+    streams = True
+
     def __init__(self, info: ModelInfo, chat: Chat, engine: Engine, courier: Courier, eyes: Eyes | None = None):
         self.info, self.chat, self.engine, self.courier, self.eyes = info, chat, engine, courier, eyes
         self._sizes: dict[float, FamilyModel] = {}
@@ -132,11 +134,16 @@ class FamilyModel:
             self._sizes[keep] = FamilyModel.load(folder, dtype=self.info.dtype, stable=self.engine.stable, keep=spend(folder, keep))
         return self._sizes[keep]
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
-        """Answer each request; one that cannot be answered gives a `CallError` in its place. Equal requests are computed once."""
-        return self.exchange(requests, {})[0]
+    def generate(self, requests: Sequence[Request], told: Told | None = None) -> list[Reply | CallError]:
+        """Answer each request; one that cannot be answered gives a `CallError` in its place. Equal requests are computed once.
 
-    def exchange(self, requests: Sequence[Request], parcels: Mapping[str, bytes]) -> tuple[list[Reply | CallError], dict[str, bytes]]:
+        `told` hears the tokens of answers that begin with their prompts.
+        """
+        return self.exchange(requests, {}, told)[0]
+
+    def exchange(
+        self, requests: Sequence[Request], parcels: Mapping[str, bytes], told: Told | None = None
+    ) -> tuple[list[Reply | CallError], dict[str, bytes]]:
         """As `generate`, with the coded hidden states that requests go on from, by digest; gives those that requests want, by digest, too."""
         replies: list[Reply | CallError | None] = [None] * len(requests)
         packed: dict[str, bytes] = {}
@@ -158,12 +165,14 @@ class FamilyModel:
 
                 made = see(model, model.eyes, some, parcels, packed)
             else:
-                made = model._resume(some, exit, parcels, packed) if how == "resume" else model._read(some, exit, packed)
+                made = model._resume(some, exit, parcels, packed) if how == "resume" else model._read(some, exit, packed, told and _at(told, places))
             for i, reply in zip(places, made, strict=True):
                 replies[i] = reply
         return replies, packed  # type: ignore[return-value]
 
-    def _read(self, requests: Sequence[Request], exit: int | None, packed: dict[str, bytes]) -> list[Reply | CallError]:
+    def _read(
+        self, requests: Sequence[Request], exit: int | None, packed: dict[str, bytes], told: Told | None
+    ) -> list[Reply | CallError]:
         """Answer requests that begin with their prompts, at one exit."""
         prompts: dict[Any, list[int] | CallError] = {}
         asked: dict[Any, int] = {}  # what decides an answer -> its place in the batch
@@ -188,6 +197,15 @@ class FamilyModel:
                 asked[key] = len(batch)
                 batch.append((prompt, request))
             places.append(asked[key])
+        sharing: dict[int, list[int]] = {}
+        for i, place in enumerate(places):
+            if isinstance(place, int):
+                sharing.setdefault(place, []).append(i)
+
+        def tell(row: int, at: int, token: int) -> None:
+            for i in sharing[row]:
+                told(i, at, (token,), "")  # type: ignore[misc]
+
         made = self.engine.generate(
             [[*prompt, *request.begin] for prompt, request in batch],
             max_tokens=[request.max_tokens - len(request.begin) for _, request in batch],
@@ -198,6 +216,7 @@ class FamilyModel:
             gates=[request.top.gate if request.top else 0.0 for _, request in batch],
             odds=[request.odds for _, request in batch],
             exit=exit,
+            told=tell if told else None,
         )
         replies = [self._reply(prompt, request, one) for (prompt, request), one in zip(batch, made, strict=True)]
         self._keep(batch, replies, packed)
@@ -379,6 +398,11 @@ class FamilyModel:
         if made.odds is not None:
             coded = self.courier.told(made.odds, self.info.shape.vocab)
         return Reply(text, made.token_ids, made.logprobs, len(prompt), len(made.token_ids), made.finish, next=coded)
+
+
+def _at(told: Told, places: Sequence[int]) -> Told:
+    """Tells of a part of the requests, by their places among all."""
+    return lambda i, *what: told(places[i], *what)
 
 
 def end_ids(path: str | Path) -> tuple[int, ...]:
