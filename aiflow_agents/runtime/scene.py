@@ -37,7 +37,8 @@ class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "reader", "called", "hellos", "met", "states", "_told", "_stream",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "reader", "called", "hellos", "met", "states",
+        "_told", "_stream",
         "_answers", "_at_home", "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 

@@ -113,8 +113,9 @@ class Engine:
             if not 0 < len(prompt) < limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit - 1}")
             rows.append(Row(i, tuple(prompt), min(max_tokens[i], limit - len(prompt)), heat[i], nucleus[i], seed[i], stop[i], gate[i], drawn[i]))
-        for row in rows if told is not None else ():
-            row.told = partial(told, row.place)
+        if told is not None:
+            for row in rows:
+                row.told = partial(told, row.place)
         with torch.inference_mode():
             for batch in self.batches([row for row in rows if row.room > 0]):
                 self._run(batch, exit)
