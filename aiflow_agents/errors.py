@@ -76,6 +76,17 @@ class MemberFailed(AIFlowError):
         return MemberFailed, (self.member, self.reason, self.kind)
 
 
+class Unreachable(AIFlowError):
+    """A node was dead, or died, when something was to run on it or to come to or through it; or a link is gone for good. `node`: who died, if any."""
+
+    def __init__(self, reason: str, node: str = ""):
+        self.node = node
+        super().__init__(reason)
+
+    def __reduce__(self):
+        return Unreachable, (str(self), self.node)
+
+
 class Deadlock(AIFlowError):
     """Every task waits and nothing can ever happen; names the tasks."""
 

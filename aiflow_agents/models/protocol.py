@@ -195,7 +195,7 @@ class Reply:
 class CallError:
     """Why one request could not be answered. A value, not an exception: the batch around it goes on."""
 
-    kind: str  # "too-long" | "refused" | "failed"
+    kind: str  # "too-long" | "refused" | "failed" | "died": its node did
     message: str
 
 

@@ -5,6 +5,11 @@ A message is stored and forwarded: on each hop it waits its turn, is sent at the
     turn   |--waits--|==sent: bytes * 8 / rate==|--latency, jitter, resends--|> next hop
     link   ==before==|==========mine============|==next one===
 
+A link that goes away (`net.faults`) takes with it what is on the air. When it is back, that is sent again before anything else, and billed again:
+
+    turn   |==sent==X            |==what had not arrived==|--latency, jitter, resends--|> next hop
+    link   =========X            |=========mine===========|==next one===
+
 Time is the running loop's, virtual seconds of the current world on a `WorldLoop`, unless another `Clock` is given. One timer per hop and one per job
 on a node; no tasks.
 """
@@ -17,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+from ..errors import Unreachable
+from . import faults
 from .clock import sleep_until
 from .network import Hop, Network
 
@@ -40,12 +47,12 @@ class _Radio:
 
 
 class _Way:
-    """One direction of a link."""
+    """One direction of a link. `free_at`: in each spell in which it is there, when it has sent what it was given so far."""
 
     __slots__ = ("free_at", "last_arrival", "radio")
 
-    def __init__(self, radio: _Radio):
-        self.free_at = 0.0
+    def __init__(self, hop: Hop, radio: _Radio):
+        self.free_at = [opens for opens, _ in hop.open]
         self.last_arrival = 0.0
         self.radio = radio
 
@@ -84,22 +91,49 @@ class Fabric:
         self._radios: dict[tuple[str, str], _Radio] = {}
         self._stations: dict[str, _Station] = {}
 
-    def send(self, src: str, dst: str, nbytes: int, arrived: Callable[[], object], *, book: Callable[[Hop, float, int], None] | None = None) -> None:
+    def send(
+        self,
+        src: str,
+        dst: str,
+        nbytes: int,
+        arrived: Callable[[], object],
+        *,
+        book: Callable[[Hop, float, int], None] | None = None,
+        lost: Callable[[Unreachable], object] | None = None,
+    ) -> None:
         """Send `nbytes` from one node to another, and call `arrived()` when the last of them is there. It goes all the way, whoever waits for it.
 
         `book(hop, energy_j, sent_bytes)` is called as each link takes the message. On one node nothing moves or costs, and `arrived` is called
-        before this returns. Raises NoRoute and UnknownName.
+        before this returns. `lost(error)` is called instead when a node or a link on its way is gone for good before it has arrived.
+
+        Raises NoRoute, UnknownName, and Unreachable where one is gone for good already.
         """
         if nbytes < 0:
             raise ValueError(f"a message of {nbytes} bytes")
-        route = self.network.route(src, dst)
+        clock: Clock = self._clock or asyncio.get_running_loop()
+        route = self._route(src, dst, clock)
         self._sent += bool(route)
-        self._forward(self._clock or asyncio.get_running_loop(), route, 0, nbytes, self._sent, arrived, book)
+        self._forward(clock, route, 0, nbytes, self._sent, arrived, book, lost)
 
     def weighs(self, src: str, dst: str, nbytes: int) -> int:
-        """The bytes that `nbytes` sent now would put on all links of their way together, what has to be sent again included."""
+        """The bytes that `nbytes` sent now would put on all links of their way together, what has to be sent again included: at most, where a link
+        goes away while they may be on it. Raises as `send` does."""
+        clock: Clock = self._clock or asyncio.get_running_loop()
+        most, now = 0, clock.time()
+        for position, hop in enumerate(self._route(src, dst, clock)):
+            again, late_s = self._luck(hop, nbytes, self._sent + 1, position)
+            in_flight = math.ceil((hop.latency_s + late_s) * hop.rate_bps / 8) + FRAME_BYTES
+            cuts = sum(closes > now for _, closes in hop.open[:-1])
+            most += nbytes + again + cuts * min(nbytes + again, in_flight)
+        return most
+
+    def _route(self, src: str, dst: str, clock: Clock) -> Sequence[Hop]:
+        """The way that a message goes which sets out now."""
         route = self.network.route(src, dst)
-        return sum(nbytes + self._luck(hop, nbytes, self._sent + 1, position)[0] for position, hop in enumerate(route))
+        for hop in route:
+            if hop.lost_s < math.inf and hop.lost_s <= clock.time():
+                raise hop.unreachable()
+        return route
 
     def _forward(
         self,
@@ -110,16 +144,20 @@ class Fabric:
         number: int,
         arrived: Callable[[], object],
         book: Callable[[Hop, float, int], None] | None,
+        lost: Callable[[Unreachable], object] | None,
     ) -> None:
         """The message is where hop `position` of its route begins."""
         if position == len(route):
             arrived()
             return
-        hop = route[position]
-        arrival, energy_j, sent_bytes = self._take(hop, nbytes, clock.time(), number, position)
+        hop, now = route[position], clock.time()
+        arrival, energy_j, sent_bytes = self._take(hop, nbytes, now, number, position)
         if book is not None:
             book(hop, energy_j, sent_bytes)
-        clock.call_at(arrival, self._forward, clock, route, position + 1, nbytes, number, arrived, book)
+        if arrival < math.inf:
+            clock.call_at(arrival, self._forward, clock, route, position + 1, nbytes, number, arrived, book, lost)
+        elif lost is not None:
+            clock.call_at(max(now, hop.lost_s), lost, hop.unreachable())
 
     async def occupy(
         self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None,
@@ -138,6 +176,10 @@ class Fabric:
             station = self._stations[node] = _Station(self.network.node(node).slots)
         loop = asyncio.get_running_loop()
         asked = began = loop.time()
+        dead, dies_s = self.network.dead.get(node, ()), math.inf
+        if dead:
+            self.alive(node, asked, book)
+            dies_s = faults.after(dead, asked)
         if station.free:
             station.free -= 1
         else:
@@ -152,45 +194,80 @@ class Fabric:
                     book(0.0)
                 raise
             began = loop.time()
+        if began >= dies_s:  # whoever held the slot died, and so does the whole line
+            station.release()
+            if book is not None:
+                book(0.0)
+            raise died(node, dies_s)
         if begun is not None:
             begun()
         try:
             if seconds:
-                await sleep_until(began + seconds)
+                await sleep_until(min(began + seconds, dies_s))
         except asyncio.CancelledError:
             if cancel_delay_s is None:
                 cancel_delay_s = self.network.latency_s(self.network.home, node)
-            used_s = min(seconds, loop.time() - began + cancel_delay_s)
+            used_s = min(seconds, loop.time() - began + cancel_delay_s, dies_s - began)
             loop.call_at(began + used_s, station.release)
             if book is not None:
                 book(used_s)
             raise
         station.release()
+        cut = began + seconds > dies_s
         if book is not None:
-            book(seconds)
+            book(dies_s - began if cut else seconds)
+        if cut:
+            raise died(node, dies_s)
         return began - asked
 
+    def alive(self, node: str, now: float, book: Callable[[float], None] | None = None) -> None:
+        """Raises Unreachable where a node is dead now."""
+        spell = faults.at(self.network.dead.get(node, ()), now)
+        if spell is not None:
+            if book is not None:
+                book(0.0)
+            raise died(node, spell[0])
+
+    def deaths(self, node: str, now: float) -> int:
+        """How often a node has died so far."""
+        return sum(begins <= now for begins, _ in self.network.dead.get(node, ()))
+
     def _take(self, hop: Hop, nbytes: int, now: float, number: int, position: int) -> tuple[float, float, int]:
-        """A link takes a message: (time of arrival, joules, bytes sent).
+        """A link takes a message: (time of arrival, joules, bytes sent). It arrives at inf where the link goes away for good before.
 
         Arrivals keep the order of sending, whatever the jitter. Tail energy is counted once per radio and second: a message that finds the
         link's radio still awake from an earlier one, either way, pays only for how much longer it stays awake. Radios begin asleep.
+
+        Where the link goes away, whole frames that had arrived by then are not sent again; what chance has in store for the message stays the same.
         """
         way = self._ways.get((hop.src, hop.dst))
         if way is None:
-            way = self._ways[hop.src, hop.dst] = _Way(self._radios.setdefault(hop.link, _Radio()))
+            way = self._ways[hop.src, hop.dst] = _Way(hop, self._radios.setdefault(hop.link, _Radio()))
         again, late_s = self._luck(hop, nbytes, number, position)
-        sent_bytes, delay_s = nbytes + again, hop.latency_s + late_s
-        sending_s = sent_bytes * 8 / hop.rate_bps
-        way.free_at = end = max(now, way.free_at) + sending_s
-        way.last_arrival = arrival = max(end + delay_s, way.last_arrival)
-
-        radio = hop.radio
-        joules = radio.base_w * sending_s + radio.j_per_byte * sent_bytes
-        if radio.tail_s:
-            joules += radio.tail_w * max(0.0, end + radio.tail_s - max(way.radio.awake_until, end))
-        way.radio.awake_until = max(way.radio.awake_until, end + radio.tail_s)
-        return arrival, joules, sent_bytes
+        left, delay_s = nbytes + again, hop.latency_s + late_s
+        radio, joules, sent_bytes = hop.radio, 0.0, 0
+        for spell, (_, closes) in enumerate(hop.open):
+            begin = max(now, way.free_at[spell])
+            if begin >= closes:
+                continue
+            on_air, sending_s = left, left * 8 / hop.rate_bps
+            cut = begin + sending_s + delay_s > closes
+            if cut:
+                there = int(max(0.0, closes - delay_s - begin) * hop.rate_bps / 8) // FRAME_BYTES * FRAME_BYTES
+                if begin + sending_s > closes:
+                    sending_s = closes - begin
+                    on_air = min(left, int(sending_s * hop.rate_bps / 8))
+                left = max(0, left - there)
+            way.free_at[spell] = end = begin + sending_s
+            sent_bytes += on_air
+            joules += radio.base_w * sending_s + radio.j_per_byte * on_air
+            if radio.tail_s:
+                joules += radio.tail_w * max(0.0, end + radio.tail_s - max(way.radio.awake_until, end))
+            way.radio.awake_until = max(way.radio.awake_until, end + radio.tail_s)
+            if not cut:
+                way.last_arrival = arrival = max(end + delay_s, way.last_arrival)
+                return arrival, joules, sent_bytes
+        return math.inf, joules, sent_bytes
 
     def _luck(self, hop: Hop, nbytes: int, number: int, position: int) -> tuple[int, float]:
         """(bytes sent again, seconds late) of a message on one link: they depend on the seed and on which message it is, not on when it comes."""
@@ -202,6 +279,11 @@ class Fabric:
             again, rounds = _resent(nbytes, hop.loss, uniform)
             late_s += rounds * 2 * hop.latency_s  # what is missing is asked for, and sent again
         return again, late_s
+
+
+def died(node: str, at_s: float) -> Unreachable:
+    """What is said of a call to a node that has died then."""
+    return Unreachable(f"{node} died after {at_s:g} s", node)
 
 
 def _resent(nbytes: int, loss: float, uniform: Iterator[float]) -> tuple[int, int]:

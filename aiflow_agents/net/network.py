@@ -7,15 +7,19 @@ phone --up--> edge --up--> cloud        `up` is from a link's `a` to its `b`, `d
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..config import load_yaml
-from ..errors import NoRoute, UnknownName
+from ..errors import NoRoute, UnknownName, Unreachable, UserError
+from . import faults
+from .faults import ALWAYS, Fault, Spell
 
 Tier = Literal["device", "edge", "cloud"]
 TIERS: tuple[Tier, ...] = ("device", "edge", "cloud")
@@ -72,13 +76,21 @@ class Hop:
     loss: float
     radio: Radio
     link: tuple[str, str]  # the (a, b) of its link: both ways share one radio
+    open: tuple[Spell, ...] = ALWAYS  # when it is there, and so are both of its ends
+    lost_s: float = math.inf  # from when on it, or one of its ends, is gone for good
+    lost: tuple[str, str] = ("", "")  # why, and which of its ends has died
+
+    def unreachable(self) -> Unreachable:
+        """What is said of a message that can never cross."""
+        return Unreachable(*self.lost)
 
 
 @dataclass(frozen=True)
 class Network:
-    """The nodes and links of a file, and the node where questions arise.
+    """The nodes and links of a file, the node where questions arise, and what goes wrong (`net.faults`).
 
-    `figures["nodes.phone.flops_rate"]` tells where a number comes from. Shared by all worlds and never changed; routes are remembered.
+    `figures["nodes.phone.flops_rate"]` tells where a number comes from. `links` are as they are without faults: these show in the hops of a route, and
+    in `dead`, when which node is not there. Shared by all worlds and never changed; routes are remembered.
     """
 
     name: str
@@ -88,16 +100,27 @@ class Network:
     description: str = ""
     file: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+    dead: Mapping[str, tuple[Spell, ...]] = field(default_factory=dict, init=False, compare=False)
     _routes: dict[tuple[str, str], tuple[Hop, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _hops: dict[str, list[Hop]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in (self.home, *(end for link in self.links for end in (link.a, link.b))):
             self.node(name)
+        deaths: dict[str, list[Fault]] = {}
+        strikes: dict[tuple[str, str], list[Fault]] = {}
+        for fault in self.faults:
+            if fault.what == "dies":
+                for name in fault.nodes(self.nodes, self.home):
+                    deaths.setdefault(name, []).append(fault)
+            else:
+                for link in fault.links(self.nodes, self.links):
+                    strikes.setdefault((link.a, link.b), []).append(fault)
+        object.__setattr__(self, "dead", {name: faults.spells(those) for name, those in deaths.items()})
         for link in self.links:
-            for src, dst, rate_bps, radio in ((link.a, link.b, link.up_bps, link.send), (link.b, link.a, link.down_bps, link.receive)):
-                hop = Hop(src, dst, rate_bps, link.latency_s, link.jitter_s, link.loss, radio, (link.a, link.b))
-                self._hops.setdefault(src, []).append(hop)
+            for hop in _both_ways(link, strikes.get((link.a, link.b), ()), self.dead):
+                self._hops.setdefault(hop.src, []).append(hop)
 
     @classmethod
     def load(cls, path: str | Path) -> Network:
@@ -107,7 +130,19 @@ class Network:
         figures: dict[str, Figure] = {}
         nodes = {name: Node(name=name, **_numbers(node, f"nodes.{name}", figures)) for name, node in read.nodes.items()}
         links = tuple(Link(**_numbers(link, f"links.{link.a}-{link.b}", figures)) for link in read.links)
-        return cls(read.name or path.stem, nodes, links, read.home, read.description, str(path), figures)
+        return cls(read.name or path.stem, nodes, links, read.home, read.description, str(path), figures, faults.parse(read.faults))
+
+    def with_faults(self, *more: str | Fault) -> Network:
+        """The same network, in which these go wrong too, such as `"phone-edge down 1.0 2.0"` and `"cloud dies 2.0"`: see `net.faults`.
+
+        Raises UserError, in one line, for what cannot be read and for what strikes nothing.
+        """
+        return replace(self, faults=(*self.faults, *faults.parse(more)))
+
+    @cached_property
+    def noisy(self) -> bool:
+        """Whether chance has a hand in it: jitter or loss, its own or of a fault."""
+        return any(hop.jitter_s or hop.loss for hops in self._hops.values() for hop in hops)
 
     def node(self, name: str) -> Node:
         """Raises UnknownName, with the nearest names."""
@@ -158,7 +193,41 @@ class Network:
         raise NoRoute(f"no route from '{src}' to '{dst}' in {where}; join them with an entry under `links`")
 
 
+def _both_ways(link: Link, struck: Iterable[Fault], dead: Mapping[str, tuple[Spell, ...]]) -> tuple[Hop, Hop]:
+    """A link each way, as faults leave it."""
+    down = faults.spells(fault for fault in struck if fault.what == "down")
+    kept = math.prod(1 - fault.value for fault in struck if fault.what == "loss")
+    ends = [(end, dead.get(end, ())) for end in (link.a, link.b)]
+    losses = [(faults.for_good(spells), f"{end} died after {faults.for_good(spells):g} s, for good", end) for end, spells in ends]
+    losses.append((faults.for_good(down), f"the link {link.a}-{link.b} went away after {faults.for_good(down):g} s, for good", ""))
+    lost_s, *lost = min(losses, key=lambda loss: loss[0])
+    up = Hop(
+        link.a,
+        link.b,
+        link.up_bps,
+        link.latency_s,
+        link.jitter_s + sum(fault.value for fault in struck if fault.what == "jitter"),
+        link.loss + (1 - link.loss) * (1 - kept),  # so that one without a fault keeps its last bit
+        link.send,
+        (link.a, link.b),
+        faults.between(faults.merged([*down, *(spell for _, spells in ends for spell in spells)])),
+        lost_s,
+        (lost[0], lost[1]),
+    )
+    return up, replace(up, src=link.b, dst=link.a, rate_bps=link.down_bps, radio=link.receive)
+
+
 # --- the file ---
+
+
+def _fault(text: str, info: ValidationInfo) -> str:
+    try:
+        fault = Fault.parse(text)
+        if all(known in info.data for known in ("nodes", "home", "links")):  # else something else is wrong, and is said instead
+            fault.check(info.data["nodes"], info.data["links"], info.data["home"])
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return text
 
 
 class _Strict(BaseModel):
@@ -237,6 +306,7 @@ class NetworkFile(_Strict):
     nodes: dict[str, NodeFile] = Field(min_length=1)
     home: str = Field(description="the node where questions arise and answers must arrive")
     links: list[LinkFile] = []
+    faults: list[Annotated[str, AfterValidator(_fault)]] = []
 
     @field_validator("home")
     @classmethod

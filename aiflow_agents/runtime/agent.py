@@ -112,8 +112,9 @@ class Agent:
 
         `rate`: another one's answer to this question. Nothing is generated: the message repeats it, with how likely this agent holds it to be right.
 
-        Raises MemberFailed when the model refuses the call, OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden
-        states, SpacesDiffer for those of another model.
+        Raises MemberFailed when the model refuses the call, or a node dies or a link is gone for good that it needs (`net.faults`; of another member
+        where what that one said can never come), OverBudget where the task's budget does not reach, UnmetNeed for a message without hidden states,
+        SpacesDiffer for those of another model.
         """
         scene = SCENE.get()
         asked = scene.question(question, self.home) if isinstance(question, str) else question
@@ -127,7 +128,7 @@ class Agent:
         with scene:
             parcel = None if resume is None else await self._understood(resume, otherwise)
             if resume is not None and parcel is not None:
-                await scene.bring((resume,), self.node)
+                await scene.bring((resume,), self.node, self.name)
                 request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
             else:
                 drafted = self._begun(begin, top, want)
@@ -136,7 +137,7 @@ class Agent:
                 rated = () if rate is None else (rate,)
                 before = scene.before(asked)
                 led = ([asked] if asked._said else []) + ([scene.transcript()] if before else [])
-                await scene.bring((*led, *heard, *drawn_from, *rated), self.node)
+                await scene.bring((*led, *heard, *drawn_from, *rated), self.node, self.name)
                 request = self._request(asked, before, heard, instruct, sampling or self.sampling, sample, dialogue, last)
                 if picture is not None or told:
                     request = replace(request, picture=None if picture is None else picture._seen, features=tuple(told))
@@ -181,6 +182,7 @@ class Agent:
 
         Raises as `ask` does.
         """
+        await SCENE.get().bring(drafts, self.node, self.name)
         here = await bring(drafts, self.node)
         with standing_at(self.node):
             own = {draft.answer for draft in here if draft.author == self.name}
@@ -258,7 +260,7 @@ class Agent:
         """Whether hidden states of this message mean the same to this agent's model. Raises SpacesDiffer where they must."""
         scene = SCENE.get()
         theirs = scene.hellos[message.id]
-        await scene.greet((message.node, theirs), (self.node, self.hello))
+        await scene.greet((message.node, theirs), (self.node, self.hello), message.author, self.name)
         found = meet(theirs, self.hello, parcel.want.layer, [parcel.want.codec, *(["lower"] if parcel.want.lower else [])])
         if "hidden" in found.forms:
             return True

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiflow_agents.errors import OverBudget, UserError
+from aiflow_agents.errors import OverBudget, Unreachable, UserError
 from aiflow_agents.models.protocol import Reply, Request
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.frame import encode_text, encode_tokens
@@ -171,7 +171,7 @@ class Stream:
             self._sent_s = scene.now()
         try:
             scene.carry(self.node, piece.nbytes, f"a token of {self.author}", lambda: scene.read(Portion(scene.now(), *piece, self.author)))
-        except OverBudget:  # nothing more may travel; the call itself goes on
+        except (OverBudget, Unreachable):  # nothing more may or can travel; the call itself goes on
             self._stopped = True
             self._left.clear()
             return
@@ -183,7 +183,7 @@ class Stream:
         """Let the message follow, without its text. `ended`: whether a token came that ends the answer."""
         scene, frame = self.scene, len(encode_text(message.id, message.author, "", message._confidence))
         start_s = self._sent_s if self._sent else scene.now()
-        arrive = scene.expect(message)
+        arrive, lose = scene.expect(message)
 
         def arrived() -> None:
             if ended:
@@ -192,8 +192,11 @@ class Stream:
             self._traced(start_s, message.id, message._text, self._nbytes + frame)
 
         try:
-            scene.carry(self.node, frame, f"the end of {message.id}", arrived)
+            scene.carry(self.node, frame, f"the end of {message.id}", arrived, lose)
         except OverBudget:
+            self._stopped = True
+        except Unreachable as gone:
+            lose(gone)
             self._stopped = True
 
     def _end(self) -> None:

@@ -5,7 +5,9 @@ r"""Teams under a real clock: any number of questions at once on an ordinary eve
 
 Bytes and joules are priced by the network file as in simulation, and so are FLOPs; seconds are the wall clock's. Two things are otherwise:
 a topology that waits for what can never happen waits until its budget's seconds are over, and a model is not interrupted: a call that is cancelled
-before it has set out is never made, a later one is made, and billed.
+before it has set out is never made, a later one is made, and billed. So is one whose node dies over it.
+
+Faults (`net.faults`) happen at seconds of the network's pace, from when each question arose. Without `pace` a network that has any is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Self
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Reply, Shape, Turn
+from aiflow_agents.net import faults
+from aiflow_agents.net.fabric import died
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.delivery import Portion, Stream
 from aiflow_agents.runtime.dispatch import Asked, Dispatcher, Note
@@ -61,6 +66,7 @@ class Live:
         note: Note = lambda calls, executed: None, hooks: Iterable[object] = (),
     ):  # fmt: skip
         self.team, self.pace, self.seed, self.budget = team, pace, seed, budget
+        self._keeps_pace(team)
         self.hooks = Hooks(hooks)
         self._teller = Teller(self.hooks, Run(team, seed=seed)) if self.hooks else None
         if self._teller:
@@ -96,6 +102,7 @@ class Live:
         Raises UserError where the topology does not fit the team; what goes wrong later is an error of the result.
         """
         team = team or self.team
+        self._keeps_pace(team)
         if isinstance(topology, str):
             raise UserError(f"a team runs a topology, not its name: give load_topology({topology!r})")
         check = getattr(topology, "check", None)
@@ -120,6 +127,13 @@ class Live:
             leaving.add_done_callback(self._leaving.discard)
         reply = scene.replies.get(stage.said.id) if stage.said else None
         return Answered(results[0], scene.ledger, stage.said, reply, stage.error, scene.unfinished)
+
+    def _keeps_pace(self, team: Team) -> None:
+        if team.network.faults and not self.pace:
+            raise UserError(
+                f"network '{team.network.name}' has faults, such as '{team.network.faults[0]}', which happen at the network's own pace: "
+                "under the real clock give `pace` (`--pace`), or a network without them"
+            )
 
     async def warm(self, *teams: Team) -> None:
         """Load what these teams ask of the hosts, by default this one's: else the first question waits for it. Raises UserError."""
@@ -204,14 +218,22 @@ class LiveScene(Scene):
     async def _answer(self, member: str, node: str, shape: Shape, call: Call, stream: Stream | None) -> Reply | CallError:
         asked = self.dispatcher.submit(call, None if stream is None else stream.heard)
         self._made_here.append(asked)
+        dies_s = faults.after(self.network.dead.get(node, ()), self.now())
+        deadline = asyncio.timeout(dies_s - self.now() if dies_s < inf else None)
         try:
-            return await asyncio.shield(asked.answer)
-        except asyncio.CancelledError:
+            async with deadline:
+                return await asyncio.shield(asked.answer)
+        except (asyncio.CancelledError, TimeoutError) as why:
+            dead = deadline.expired()
+            if isinstance(why, TimeoutError) and not dead:  # its own answer
+                raise
             if not asked.withdraw():
                 late = asyncio.ensure_future(self._billed(asked, member, node, shape))
                 self._late.add(late)
                 late.add_done_callback(self._late.discard)
                 self.__enter__()  # until it is billed
+            if dead:
+                raise died(node, dies_s) from None
             raise
 
     async def _billed(self, asked: Asked, member: str, node: str, shape: Shape) -> None:

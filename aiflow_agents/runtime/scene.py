@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
-from aiflow_agents.errors import UserError
+from aiflow_agents.errors import MemberFailed, Unreachable, UserError
 from aiflow_agents.models.protocol import CallError, Pass, Reply, Request, Shape, Turn
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
@@ -47,7 +47,7 @@ class Scene:
         budget: Budget | None = None, clock: Clock | None = None,
     ):  # fmt: skip
         self.task, self.network, self.seed, self.repeat, self.listener = task, network, seed, repeat, listener
-        self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if _noisy(network) else 0, clock=clock)
+        self.fabric = Fabric(network, seed=stable_hash(seed, task.id, repeat) if network.noisy else 0, clock=clock)
         self.ledger = Ledger()
         self.meter = Meter(budget) if budget else None
         self._answers: set[str] = set()  # ids of messages that answer the task's question; these two are kept where there is a budget
@@ -116,17 +116,25 @@ class Scene:
         """What led to the question, as it travels: it goes along with it."""
         return Message("before", "user", self.network.home, _text="\n".join(f"{turn.role}: {turn.content}" for turn in self.task.before))
 
-    async def bring(self, messages: Iterable[Message], node: str) -> None:
+    async def bring(self, messages: Iterable[Message], node: str, member: str = "") -> None:
         """Wait until all of these are at `node`; each travels once, whoever asks for it. Who stops waiting does not stop a transfer.
 
-        Raises PrivacyError, before anything sets out, for what stays where it is.
+        Raises PrivacyError, before anything sets out, for what stays where it is; MemberFailed for what can never come, as a node or a link on its
+        way is gone for good: its author has failed where its own node died, else `member`, who waits for it.
         """
-        messages = list(messages)
+        messages = [message for message in messages if message.node != node]
         for message in messages:
-            if message.node != node:
-                message.check_leaves()
-        await _arrival([self._move(message, node) for message in messages if message.node != node])
+            message.check_leaves()
+        moves: list[_Move] = []
         for message in messages:
+            try:
+                moves.append(self._move(message, node))
+            except Unreachable as gone:
+                raise _failed(gone, message, node, member) from None
+        await _arrival(moves)
+        for message, move in zip(messages, moves, strict=True):
+            if move.lost is not None:
+                raise _failed(move.lost, message, node, member)
             if message.form == "states" and isinstance(message._cargo, Draft) and message._cargo.states is not None:
                 self.states.setdefault(node, set()).add(message._cargo.states.digest)
 
@@ -148,18 +156,26 @@ class Scene:
         """The last answer to the task's question that was at home in time, and since when; None where none was."""
         return next(((at_s, m) for at_s, m in reversed(self._at_home) if m.id in self._answers and self.meter and self.meter.in_time(at_s)), None)
 
-    async def greet(self, one: Speaker, other: Speaker) -> None:
-        """Let two say who they are, before more than text goes between them. In one session they do so once; the first task that needs it pays."""
+    async def greet(self, one: Speaker, other: Speaker, author: str = "", member: str = "") -> None:
+        """Let two say who they are, before more than text goes between them. In one session they do so once; the first task that needs it pays.
+
+        Raises MemberFailed where `member`, who is the other one, can never hear from `author`, who is the one.
+        """
         pair = min(_name(one), _name(other)), max(_name(one), _name(other))
         if one[0] != other[0] and pair not in self._session:
             ways = _Move(), _Move()
             for (node, hello), (there, _), move in zip((one, other), (other, one), ways, strict=True):
-                self._send(move, node, there, len(hello), "", "hello", "")
+                try:
+                    self._send(move, node, there, len(hello), "", "hello", "")
+                except Unreachable as gone:
+                    raise _parted(gone, one[0], author, member) from None
             self.met.append(pair)
             self._session[pair] = Greeting(self, ways)  # only now: where the budget does not reach, they have not met
         met = self._session.get(pair)
         if met is not None and met.scene is self:
             await _arrival(met.ways)
+            if lost := met.ways[0].lost or met.ways[1].lost:
+                raise _parted(lost, one[0], author, member)
 
     def _move(self, message: Message, node: str) -> _Move:
         """The transfer, perhaps long done, that brings this message to `node`. Where all of its text has come, its answer has come too."""
@@ -176,7 +192,7 @@ class Scene:
         return move
 
     def _set_out(self, message: Message, node: str, move: _Move) -> None:
-        """Send a message to another node. Raises NoRoute, and OverBudget."""
+        """Send a message to another node. Raises NoRoute, OverBudget, and Unreachable."""
         self._send(move, message.node, node, message.size, message.author, message.id, message._said)
         if self.meter is not None and node == self.network.home and message.form in ("text", "answer", "hidden"):
             move.then = partial(self._came_home, message)
@@ -192,8 +208,12 @@ class Scene:
             if self.listener:
                 self.listener(Span("move", author, src, start_s, self.now(), id, said, to=dst, nbytes=nbytes))
 
-        self.fabric.send(src, dst, nbytes, arrived, book=self.ledger.book_hop)
-        self.__enter__()  # until it has arrived
+        def lost(gone: Unreachable) -> None:
+            self.__exit__()
+            move.lose(gone)
+
+        self.fabric.send(src, dst, nbytes, arrived, book=self.ledger.book_hop, lost=lost)
+        self.__enter__()  # until it has arrived, or never will
 
     # -- what the user has before the topology is done ---------------------------------------------------------------
 
@@ -204,8 +224,10 @@ class Scene:
         self._stream = Stream(self, author, node)
         return self._stream
 
-    def carry(self, node: str, nbytes: int, what: str, arrived: Callable[[], None]) -> None:
-        """Send so many bytes home, outside of any message. Raises OverBudget."""
+    def carry(
+        self, node: str, nbytes: int, what: str, arrived: Callable[[], None], lost: Callable[[Unreachable], None] = lambda gone: None
+    ) -> None:
+        """Send so many bytes home, outside of any message. Raises OverBudget, and Unreachable."""
         if self.meter is not None:
             self.meter.move(lambda: self.fabric.weighs(node, self.network.home, nbytes), f"{what} from {node} to {self.network.home}")
 
@@ -213,11 +235,15 @@ class Scene:
             arrived()
             self.__exit__()
 
-        self.__enter__()  # until it has arrived
-        self.fabric.send(node, self.network.home, nbytes, there, book=self.ledger.book_hop)
+        def gone(why: Unreachable) -> None:
+            lost(why)
+            self.__exit__()
 
-    def expect(self, message: Message) -> Callable[[], None]:
-        """This message is on its way home by other means, all of its text. To be told when it is there."""
+        self.fabric.send(node, self.network.home, nbytes, there, book=self.ledger.book_hop, lost=gone)
+        self.__enter__()  # until it has arrived, or never will
+
+    def expect(self, message: Message) -> tuple[Callable[[], None], Callable[[Unreachable], None]]:
+        """This message is on its way home by other means, all of its text. To be told when it is there, or never will be."""
         move = _Move()
         for freight in (message._freight, message._text):
             self._moves.setdefault((message.id, self.network.home, freight), move)
@@ -227,7 +253,7 @@ class Scene:
             if self.meter is not None:
                 self._came_home(message)
 
-        return arrived
+        return arrived, move.lose
 
     def read(self, portion: Portion) -> None:
         """The user has so much more of the answer, at home."""
@@ -262,17 +288,23 @@ class Scene:
     ) -> tuple[Reply, Usage] | tuple[CallError, None]:
         """Put a call to the outside, and let `member`'s node spend what the reply takes. Gives the reply, and its usage; a refusal has none.
 
-        `stream` takes the tokens home while they are made. Raises OverBudget, see `compute`.
+        `stream` takes the tokens home while they are made. A node that is dead, or dies over it, refuses it, with the kind "died"; it is billed until
+        then. Raises OverBudget, see `compute`.
         """
         if self.meter is not None:
             self.meter.may_call()
         try:
+            self.fabric.alive(node, self.now())
             reply = await self._answer(member, node, shape, call, stream)
             if isinstance(reply, CallError):
                 if stream is not None:
                     stream.stop()
                 return reply, None
             return reply, await self.compute(member, node, shape, call.request, reply, stream)
+        except Unreachable as gone:
+            if stream is not None:
+                stream.stop()
+            return CallError("died", str(gone)), None
         except BaseException:
             if stream is not None:
                 stream.stop()
@@ -292,14 +324,15 @@ class Scene:
         A prompt that this member has already read for this task is not read again: further samples share its cache. So do the tokens that an answer
         begins with. What is cancelled is billed by the share of its time that it ran; what never began is not billed at all.
 
-        Raises OverBudget where the budget does not reach: before the call, or where the answer was cut, when the node has worked so far.
+        Raises OverBudget where the budget does not reach: before the call, or where the answer was cut, when the node has worked so far; Unreachable
+        where the node dies.
         """
         if reply.work == ():  # the answer had ended already
             return Usage()
         source: object = request.parcel
         if request.parcel is not None and request.check is not None:  # a sequence that grows
             source = request.parcel.want.layer
-        read = (member, request.messages, source, request.picture, request.features)
+        read = (member, self.fabric.deaths(node, self.now()), request.messages, source, request.picture, request.features)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
         drafted = bool(request.begin or request.top or request.check is not None)
@@ -425,10 +458,11 @@ class _Work(NamedTuple):
 class _Move:
     """One message on its way to one node, and who waits for it there."""
 
-    __slots__ = ("arrived", "then", "waiters")
+    __slots__ = ("arrived", "lost", "then", "waiters")
 
     def __init__(self, arrived: bool = False):
         self.arrived = arrived
+        self.lost: Unreachable | None = None  # why it never will
         self.then: Callable[[], None] | None = None
         self.waiters: list[_Waiter] = []
 
@@ -438,6 +472,11 @@ class _Move:
             self.then()
         for waiter in self.waiters:
             waiter.one_less()
+
+    def lose(self, gone: Unreachable) -> None:
+        self.lost = gone
+        for waiter in self.waiters:
+            waiter.no_more()
 
 
 _HERE_ALL_THE_WHILE = _Move(arrived=True)
@@ -456,10 +495,21 @@ def _name(speaker: Speaker) -> str:
     return f"{node}/{hashlib.blake2b(hello, digest_size=8).hexdigest()}"
 
 
+def _failed(gone: Unreachable, message: Message, node: str, member: str) -> MemberFailed:
+    """What a message that can never come means to who waits for it."""
+    who = message.author if gone.node == message.node or not member else member
+    return MemberFailed(who, f"message {message.id} cannot get from {message.node} to {node}: {gone}", "died" if gone.node else "cut off")
+
+
+def _parted(gone: Unreachable, node: str, author: str, member: str) -> MemberFailed:
+    """The same of two who can never meet; `node` is the author's."""
+    return MemberFailed(author if gone.node == node else member, f"{author} and {member} cannot meet: {gone}", "died" if gone.node else "cut off")
+
+
 async def _arrival(moves: Sequence[_Move]) -> None:
-    """Wait for all of these."""
+    """Wait for all of these, or until one of them is lost."""
     coming = [move for move in moves if not move.arrived]
-    if coming:
+    if coming and not any(move.lost for move in coming):
         waiter = _Waiter(len(coming))
         for move in coming:
             move.waiters.append(waiter)
@@ -477,14 +527,14 @@ class _Waiter:
 
     def one_less(self) -> None:
         self.missing -= 1
-        if not self.missing and not self.future.done():
+        if not self.missing:
+            self.no_more()
+
+    def no_more(self) -> None:
+        if not self.future.done():
             self.future.set_result(None)
 
 
 def stable_hash(*parts: object) -> int:
     """63 bits that depend on the parts alone, the same in every process."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
-
-
-def _noisy(network: Network) -> bool:
-    return any(link.jitter_s or link.loss for link in network.links)
