@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aiflow_agents.cli import Interrupted
+from aiflow_agents.cli import FAULT, Interrupted
 from aiflow_agents.errors import AIFlowError, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # what a run is: its config.json keeps these, and they win over that file only where they are given
 WHAT = (
-    *("team", "network", "topology", "parameter", "seed", "limit", "repeats", "data", "monolith"),
+    *("team", "network", "fault", "topology", "parameter", "seed", "limit", "repeats", "data", "monolith"),
     *("max_tokens_total", "max_flops", "max_bytes", "max_seconds"),
 )
 # how it is done: no run remembers these, so a command that goes on with one says them again
@@ -34,6 +34,7 @@ def evaluate(
     suite: Annotated[str | None, typer.Argument(help="A suite by name or path; `aiflow list suite` shows them.", show_default=False)] = None,
     team: Annotated[str | None, typer.Option(help="Another team than the suite's own.", show_default=False)] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the suite's or team's own.", show_default=False)] = None,
+    fault: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=FAULT, show_default=False)] = None,
     topology: Annotated[
         list[str] | None, typer.Option(help="Only this topology; repeatable. One alone is the one that is judged, instead of the best on dev.", show_default=False)
     ] = None,
@@ -107,6 +108,7 @@ def evaluate(
     asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats, "data": data, "monolith": monolith}
     settings: dict[str, Any] = {key: value if key in given or saved is None else getattr(saved, key) for key, value in asked.items()}
     settings["topologies"] = _patterns(topology, parameter) or (saved.topologies if saved else None)
+    settings["faults"] = fault or (saved.faults if saved else [])
     settings["budget"] = limits(max_tokens_total, max_flops, max_bytes, max_seconds) or (saved.budget if saved else None)
     suite = suite or (saved.suite if saved else None)
     if suite is None:
@@ -243,7 +245,8 @@ def _go_on(context: typer.Context, path: Path, left: Iterable[Suite]) -> str:
 
 def _refusal(context: typer.Context, other: OtherRun) -> str:
     """A run does not go on as another one: what differs, and which commands make sense instead."""
-    given = {("topologies" if name == "topology" else "budget" if name.startswith("max_") else name): by for name, by in explicit(context).items()}
+    keys = {"topology": "topologies", "fault": "faults"}
+    given = {keys.get(name, "budget" if name.startswith("max_") else name): by for name, by in explicit(context).items()}
     told = {name: by for name, by in given.items() if name in other.differ}
     new = shlex.join(["aiflow", "eval", *_suite(context), "--config", str(other.path / "config.json"), *_words(context, WHAT), *_words(context, HOW)])
     if not told:
@@ -270,7 +273,8 @@ def _dry_run(plans: list[dict[str, Any]], json: bool) -> int:
     for plan in plans:
         repeats = f", each {plan['repeats']} times" if plan["repeats"] > 1 else ""
         typer.echo(f"{plan['suite']}: {plan['n_dev']:,} dev and {plan['n_test']:,} test tasks{repeats}, seed {plan['seed']}")
-        typer.echo(f"team {plan['team']} on {plan['network']}: {', '.join(f'{name} at {node}' for name, node in plan['members'].items())}\n")
+        faults = "".join(f", {fault}" for fault in plan.get("faults", ()))
+        typer.echo(f"team {plan['team']} on {plan['network']}{faults}: {', '.join(f'{name} at {node}' for name, node in plan['members'].items())}\n")
         width = max(map(len, plan["arms"]))
         typer.echo(f"{'arm':{width}}  {'kind':8}  calls a task, at most")
         for name, arm in plan["arms"].items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from aiflow_agents.cli import FAULT
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def run(
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of the topology; repeatable.", show_default=False)
     ] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the team's own.", show_default=False)] = None,
+    fault: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=FAULT, show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
     max_tokens_total: Annotated[int | None, typer.Option(min=0, help="Stop before more tokens are read and made.", show_default=False)] = None,
     max_flops: Annotated[float | None, typer.Option(min=0, help="Stop before more FLOPs are spent.", show_default=False)] = None,
@@ -48,7 +50,7 @@ def run(
 
     if pace and clock == "virtual":
         raise UserError("--pace is for --clock real: virtual seconds keep the network's pace without being waited for")
-    people = Team.load(team, network=network)
+    people = Team.load(team, network=network).with_faults(*fault or ())
     pattern = load_topology(topology, parameters(parameter))
     text = sys.stdin.read().strip() if question == "-" else question
     if not text.strip():
@@ -68,8 +70,9 @@ def run(
     simulated = clock == "virtual"
     result = ask(people, pattern, text, seed=seed, listener=listener, budget=budget, reader=reader) if simulated else asyncio.run(live())
     if json:
+        faults = {"faults": list(map(str, people.network.faults))} if people.network.faults else {}
         told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
-        typer.echo(json_module.dumps(told | _as_json(result), ensure_ascii=False, indent=2))
+        typer.echo(json_module.dumps(told | faults | _as_json(result), ensure_ascii=False, indent=2))
     elif result.error is None:
         typer.secho(_last(result, reading) if stream else f"\n{result.answer or 'no answer'}", bold=True, nl=False)
         typer.echo(f"   {_cost(result)}" + (f"; over budget: {result.over}" if result.over else ""))

@@ -62,7 +62,7 @@ def curve(
         raise UserError(f"no budget of '{over}'; expected one of {', '.join(Budget.model_fields)}")
     summary, config = read_summary(path), read_config(path)
     watch = watch or Silence()
-    asked = {key: getattr(config, key) for key in ("network", "seed", "limit", "repeats", "data", "budget")}
+    asked = {key: getattr(config, key) for key in ("network", "seed", "limit", "repeats", "data", "budget", "faults")}
     evaluation = plan(config.suite, config.team, config.topologies, **asked)
     with RunFolder(path, evaluation.config, resume=True) as folder, closing(Memory(path / "calls.sqlite")) as memory:
         steps = _rounded(limits, over) if limits else ladder(summary, folder.samples, over, points)

@@ -24,6 +24,7 @@ from aiflow_agents.evals.suite import Given, Suite, load_suites
 from aiflow_agents.evals.tables import What, rows, to_arrow, to_pandas
 from aiflow_agents.evals.verdict import percent, points, quantity, sentence
 from aiflow_agents.models.protocol import Model
+from aiflow_agents.net.faults import Fault, parse
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.extraction import extraction
 from aiflow_agents.runtime.hooks import Hooks, Run, log_warning
@@ -134,13 +135,15 @@ def plan(
     data: str | Path | None = None,
     monolith: str | Path | None = None,
     budget: Budget | None = None,
+    faults: Sequence[str | Fault] = (),
     scorer: str | Scorer | None = None,
 ) -> Evaluation:
     """The evaluation that `evaluate` would run, checked: every topology has answered a question with members that only pretend to think.
 
     `suite` is a name or path, a `Suite`, or tasks as `Suite.of` takes them, marked by `scorer`. What a suite's file names by path is looked up beside
     that file; `data` is read in place of what it names, from here. `monolith` is a model by name or folder, which answers alone and is a rival of the
-    team. `budget` limits what each task may spend, in every arm, on dev and on test (see `runtime.budget`). Loads no weights.
+    team. `budget` limits what each task may spend, in every arm, on dev and on test (see `runtime.budget`). `faults` go wrong in each task, as in
+    `["cloud dies 2.0"]`, beside those of the network's file (see `net.faults`). Loads no weights.
     """
     if scorer is not None and isinstance(suite, str | Suite):
         raise UserError("a suite brings its scorer along: `scorer` is for tasks that are given as a list")
@@ -158,7 +161,7 @@ def plan(
         where = _entry("team", team, one.file.team, one)
         net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
         people, team_name = Team.load(where.path, network=net, max_tokens=one.file.max_tokens), _findable(where)
-    people = people.extracting(extraction(one.file.extract))
+    people = people.extracting(extraction(one.file.extract)).with_faults(*parse(faults))
     alone = None if monolith is None else _monolith(monolith, people, one)
     if topologies is None:
         patterns: list[tuple[str, dict[str, Any]] | Topology] = []
@@ -187,6 +190,8 @@ def plan(
         config["monolith"] = _findable(catalog.find("model", str(monolith)))
     if budget:
         config["budget"] = budget.limits()
+    if people.network.faults:
+        config["faults"] = list(map(str, people.network.faults))
     evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config, monolith=alone, budget=budget)
     rehearse(evaluation)
     # not to be set by anyone, but a run does not go on with other weights or other questions than it began with

@@ -78,6 +78,7 @@ def calls_at_most(evaluation: Evaluation) -> dict[str, Any]:
         "team": team.name,
         "members": {agent.name: agent.node for agent in team},
         "network": team.network.name,
+        **({"faults": list(map(str, team.network.faults))} if team.network.faults else {}),
         "seed": evaluation.seed,
         "repeats": repeats,
         "n_dev": len(evaluation.dev),

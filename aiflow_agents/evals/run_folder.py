@@ -40,6 +40,7 @@ class RunConfig(BaseModel):
     data: str | None = None
     monolith: str | None = None
     budget: Budget | None = None
+    faults: list[str] = []
     members: dict[str, str] = {}
     tasks: str = ""
     extract: str | dict[str, Any] = "text"

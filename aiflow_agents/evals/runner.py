@@ -254,6 +254,7 @@ class Evaluation:
             "suite": self.suite.name,
             "team": self.team.name,
             "network": self.team.network.name,
+            **({"faults": list(map(str, self.team.network.faults))} if self.team.network.faults else {}),
             "seed": self.seed,
             "split": "test",
             "git": revision(),

@@ -56,7 +56,7 @@ L = TypeVar("L", bound=HasEnds)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong at `where`. `value`: from which second on, or the share of frames lost, or the seconds of jitter. `lasts`: how many s."""
+    """One thing that goes wrong at `where`. `value`: from which second on (`lasts`: how long), or the share of frames lost, or seconds of jitter."""
 
     where: str
     what: What
@@ -123,10 +123,10 @@ class Fault:
 
 
 def parse(faults: Iterable[str | Fault]) -> tuple[Fault, ...]:
-    """Faults, each as it is or as a text. Raises UserError."""
+    """Faults, each as it is or as a text; what is told twice is one. Raises UserError."""
     if isinstance(faults, str):
         raise UserError(f"faults are a list of texts, not one text: give [{faults!r}]")
-    return tuple(fault if isinstance(fault, Fault) else Fault.parse(fault) for fault in faults)
+    return tuple(dict.fromkeys(fault if isinstance(fault, Fault) else Fault.parse(fault) for fault in faults))
 
 
 def spells(faults: Iterable[Fault]) -> tuple[Spell, ...]:

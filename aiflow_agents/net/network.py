@@ -89,8 +89,8 @@ class Hop:
 class Network:
     """The nodes and links of a file, the node where questions arise, and what goes wrong (`net.faults`).
 
-    `figures["nodes.phone.flops_rate"]` tells where a number comes from. `links` are as they are without faults: these show in the hops of a route, and
-    in `dead`, when which node is not there. Shared by all worlds and never changed; routes are remembered.
+    `figures["nodes.phone.flops_rate"]` tells where a number comes from. `links` are as they are without faults: these show in the hops of a route,
+    and in `dead`, when which node is not there. Shared by all worlds and never changed; routes are remembered.
     """
 
     name: str
@@ -135,9 +135,9 @@ class Network:
     def with_faults(self, *more: str | Fault) -> Network:
         """The same network, in which these go wrong too, such as `"phone-edge down 1.0 2.0"` and `"cloud dies 2.0"`: see `net.faults`.
 
-        Raises UserError, in one line, for what cannot be read and for what strikes nothing.
+        What is told twice is one. Raises UserError, in one line, for what cannot be read and for what strikes nothing.
         """
-        return replace(self, faults=(*self.faults, *faults.parse(more)))
+        return replace(self, faults=faults.parse([*self.faults, *more]))
 
     @cached_property
     def noisy(self) -> bool:

@@ -1,4 +1,5 @@
-"""Doing several things at once: `gather` waits for all, `within_budget` for those that can be paid, `first` gives them as they come.
+"""Doing several things at once: `gather` waits for all, `quorate` for those that do not fail, `within_budget` for those that can be paid, `first`
+gives them as they come.
 
 They differ from asyncio's in what makes a topology repeatable: nothing is left running behind an error, and ties in time have an order.
 """
@@ -10,7 +11,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Any, Literal, TypeVar, overload
 
-from ..errors import OverBudget
+from ..errors import MemberFailed, OverBudget
 from .clock import settle
 
 T = TypeVar("T")
@@ -43,15 +44,29 @@ async def gather(awaitables: Iterable[Awaitable[Any]], *, failures: bool = False
     return results
 
 
-async def within_budget(awaitables: Iterable[Awaitable[T]]) -> list[T]:
-    """As `gather`, without those for which the task's budget was not enough. Raises OverBudget where it was enough for none."""
+async def quorate(awaitables: Iterable[Awaitable[T]], quorum: int | None) -> list[T]:
+    """As `gather`, without the members that have failed, as long as `quorum` are left. Else, and without a quorum, raises MemberFailed."""
+    return await gather(awaitables) if quorum is None else _left(await gather(awaitables, failures=True), (MemberFailed,), quorum)
+
+
+async def within_budget(awaitables: Iterable[Awaitable[T]], quorum: int | None = None) -> list[T]:
+    """As `quorate`, without those for which the task's budget was not enough, too. Raises OverBudget where it was enough for none."""
     results = await gather(awaitables, failures=True)
+    return _left(results, (OverBudget,) if quorum is None else (OverBudget, MemberFailed), quorum or 0)
+
+
+def _left(results: list[T | Exception], absent: tuple[type[Exception], ...], quorum: int) -> list[T]:
+    """What there is without those who are absent; so many may not be there that fewer than the quorum are, or none."""
     for result in results:
-        if isinstance(result, Exception) and not isinstance(result, OverBudget):
+        if isinstance(result, Exception) and not isinstance(result, absent):
             raise result
     there = [result for result in results if not isinstance(result, Exception)]
-    if results and not there:
-        raise results[0]  # type: ignore[misc]
+    errors = [result for result in results if isinstance(result, Exception)]
+    failed = [error for error in errors if isinstance(error, MemberFailed)]
+    if failed and len(there) < quorum:
+        raise failed[0]
+    if errors and not there:
+        raise errors[0]
     return there
 
 

@@ -18,8 +18,9 @@ from aiflow_agents.models.http import Endpoint
 from aiflow_agents.models.protocol import Model, Sampling, Shape
 from aiflow_agents.models.vllm import Options
 from aiflow_agents.net.cost import named_shape
+from aiflow_agents.net.faults import Fault
 from aiflow_agents.net.network import Network
-from aiflow_agents.net.together import gather, within_budget
+from aiflow_agents.net.together import quorate, within_budget
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.hosts import OBJECT
@@ -241,6 +242,10 @@ class Team:
         """The agents, those that leave a family earlier first; a whole model comes last."""
         return sorted(self, key=lambda agent: (agent.exit is None, agent.exit or 0))
 
+    def with_faults(self, *faults: str | Fault) -> Team:
+        """The same team on a network in which these go wrong, such as `"cloud dies 2.0"`: see `net.faults`. Raises UserError."""
+        return replace(self, network=self.network.with_faults(*faults))
+
     def only(self, *names: str) -> Team:
         """The same team with these members alone."""
         return replace(self, agents={name: self[name] for name in names}, file=None)
@@ -264,13 +269,14 @@ class Team:
         """The same team, of whose texts the answers are found so."""
         return replace(self, agents={name: replace(agent, extract=extract) for name, agent in self.agents.items()})
 
-    async def ask(self, question: str | Message, *, partial: bool = False, **options: Any) -> list[Message]:
+    async def ask(self, question: str | Message, *, partial: bool = False, quorum: int | None = None, **options: Any) -> list[Message]:
         """Ask every member the same, at once. Raises the first member's error after all have answered.
 
-        `partial`: without those for whom the task's budget is not enough, unless it is enough for none.
+        `partial`: without those for whom the task's budget is not enough, unless it is enough for none. `quorum`: without those who fail, as long as
+        so many answer.
         """
         asked = (agent.ask(question, **options) for agent in self)
-        return await within_budget(asked) if partial else await gather(asked)
+        return await within_budget(asked, quorum) if partial else await quorate(asked, quorum)
 
     async def tell(self, message: Message) -> Message:
         """Let the user have what this message says, as the beginning of the answer: it comes home. Gives it as it is there.

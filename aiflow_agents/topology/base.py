@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict
 
-from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.runtime.budget import Budget
 
 if TYPE_CHECKING:
     from aiflow_agents.runtime.task import Task
     from aiflow_agents.runtime.team import Team
     from aiflow_agents.wire.message import Message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,18 @@ class Topology(BaseModel):
     def learned(self) -> dict[str, Any]:
         """The parameters as plain data, for config.json and reports."""
         return self.model_dump(mode="json", exclude=None if self.budget else {"budget"})
+
+
+async def heard_by(member: str, heard: Sequence[Message], ask: Callable[[Sequence[Message]], Awaitable[T]]) -> T:
+    """What `ask(heard)` gives; without the messages of members that have died and can no longer be heard. Raises where `member` itself fails."""
+    while True:
+        try:
+            return await ask(heard)
+        except MemberFailed as lost:
+            left = [message for message in heard if message.author != lost.member]
+            if lost.member == member or len(left) == len(heard):
+                raise
+            heard = left
 
 
 def another(question: str, others: Sequence[str]) -> str:

@@ -30,6 +30,11 @@ async def collect(drafts: Sequence[Message], at: str) -> list[Message]:
         return [message for message in here if message.answer] or here
 
 
+async def arrived(drafts: Sequence[Message], at: str, quorum: int | None) -> list[Message]:
+    """Of these drafts' answers those that get to `at`, as long as they are at least `quorum`; without a quorum all drafts, wherever they are."""
+    return list(drafts) if quorum is None else await within_budget((draft.as_("answer").to(at) for draft in drafts), quorum)
+
+
 async def majority(drafts: Sequence[Message], *, at: str) -> Message:
     """The answer most members gave; of equally many, the one whose supporters are surer in sum, then the earlier one."""
     here = await collect(drafts, at)
