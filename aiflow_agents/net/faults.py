@@ -119,7 +119,7 @@ class Fault:
 
     def __str__(self) -> str:
         """The text that it is read from."""
-        return f"{self.where} {self.what} {self.value!r}" + ("" if self.lasts == FOR_GOOD else f" {self.lasts!r}")
+        return f"{self.where} {self.what} {float(self.value)!r}" + ("" if self.lasts == FOR_GOOD else f" {float(self.lasts)!r}")
 
 
 def parse(faults: Iterable[str | Fault]) -> tuple[Fault, ...]:
