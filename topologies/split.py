@@ -4,6 +4,8 @@
                            <--------the next token-------
 """
 
+from pydantic import PositiveInt
+
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.protocol import GREEDY, Want
 from aiflow_agents.runtime.agent import Agent
@@ -14,13 +16,14 @@ from aiflow_agents.wire.message import Message, standing_at
 
 
 class Split(Topology):
-    """`lower` runs the layers below `layer` (default: its own exit), `upper` those above: two members of one family, by default its first and last.
+    """`lower` runs the layers below `layer` (default: its own exit, or half), `upper` those above: two members of one family, by default its first
+    and its last.
     `codec`: what of the states travels; float32 is exact, and the question itself never leaves the lower's node.
     """
 
     lower: str | None = None
     upper: str | None = None
-    layer: int | None = None
+    layer: PositiveInt | None = None
     codec: str = "float16"
     needs = Needs(members=2, capabilities=frozenset({"verify"}), one_family=True)
 
@@ -28,12 +31,12 @@ class Split(Topology):
         """Who runs the lower layers, who the upper ones, and where they are cut."""
         exits = team.by_depth()
         lower, upper = team[self.lower] if self.lower else exits[0], team[self.upper] if self.upper else exits[-1]
-        return lower, upper, lower.exit or 0 if self.layer is None else self.layer
+        return lower, upper, self.layer or lower.exit or upper.info.shape.layers // 2
 
     def check(self, team: Team) -> None:
         super().check(team)
         lower, upper, layer = self.ends(team)
-        if lower is upper or not 0 < layer < upper.info.shape.layers:
+        if lower is upper or layer >= upper.info.shape.layers:
             most = upper.info.shape.layers - 1
             raise UnmetNeed(f"topology 'split' cuts between two members, at a layer from 1 to {most} of {upper.name}; found {layer}")
 
@@ -49,6 +52,9 @@ class Split(Topology):
             with standing_at(upper.node):
                 since = len(settled.tokens) - 1
             said = await settled.as_("tokens", since=since).to(lower.node)
+            told = lower.read(said)
+            if lower.node == team.home:
+                await team.tell(told)
             with standing_at(lower.node):
                 if said.ended:
-                    return lower.read(said)
+                    return told

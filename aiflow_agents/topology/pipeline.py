@@ -105,7 +105,7 @@ class Pipeline:
     async def alone(self) -> Message:
         """The answer as the first stage ends it by itself, from what was settled at home; marked, as nobody has checked it."""
         agent = self.drafter.agent
-        after = self.told if self.told is not None and self.told.node == agent.node else None
+        after = self.told.as_("tokens") if self.told is not None and self.told.node == agent.node else None
         said = await agent.draft(self.question, agent.max_tokens, after=after)
         return replace(await agent.read(said).to(self.home), mark="unverified")
 
@@ -209,10 +209,11 @@ class Pipeline:
     def _at_home(self, stage: Stage, said: Message) -> None:
         """What is settled has come home, where this stage reads it."""
         if len(stage.tokens(said)) > (0 if self.told is None else len(stage.tokens(self.told))):
-            self.told = said
+            self.told = stage.agent.read(said)
+            SCENE.get().tell(self.told)
         with standing_at(self.home):
-            if said.ended and not self.answer.done():
-                self.answer.set_result(stage.agent.read(said))
+            if said.ended and self.told is not None and not self.answer.done():
+                self.answer.set_result(self.told)
 
     async def _home(self, said: Message) -> None:
         """Nobody at home can read tokens: the text comes when it is whole."""
