@@ -14,7 +14,7 @@ from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
-from aiflow_agents.topology.base import Needs, Topology
+from aiflow_agents.topology.base import Fidelity, Needs, Topology
 from aiflow_agents.topology.pipeline import Pipeline, Style
 from aiflow_agents.wire.message import Message
 
@@ -48,6 +48,9 @@ class DraftVerify(Topology):
             raise UnmetNeed(f"topology 'draft-verify' needs members with one tokenizer; see {team}")
         if self.codec and (len({agent.info.weights_hash for agent in agents[:2]}) > 1 or agents[0].exit is None):
             raise UnmetNeed("topology 'draft-verify' with a codec needs two exits of one family to begin with: hidden states mean nothing elsewhere")
+
+    def fidelity(self, team: Team) -> Fidelity:
+        return "exact" if self.codec in ("", self.tiers(team)[0].info.dtype) else "lossy"
 
     def tiers(self, team: Team) -> list[Agent]:
         """Who drafts first, who decides last."""

@@ -33,7 +33,7 @@ class ExitCascade(Topology):
     codec: str | None = None
     lower: bool = False
     otherwise: Literal["text", "refuse"] = "refuse"
-    needs = Needs(members=2, capabilities=frozenset({"logprobs", "resume"}))
+    decodes, needs = "bounded", Needs(members=2, capabilities=frozenset({"logprobs", "resume"}))
 
     def check(self, team: Team) -> None:
         super().check(team)
@@ -54,8 +54,8 @@ class ExitCascade(Topology):
             said = np.array([trial.answers[agent.name] for agent in exits[:-1]], dtype=object)
             agrees[1:] = said[1:] == said[:-1]
         for more in (0.0, 0.0025, 0.005, 0.0075, 0.01):
-            found = cheapest(marks, sure, flops, min(self.keep + more, 1.0), agrees)
-            fitted = self.model_copy(update=dict(zip(("thresholds", "agreeing"), found, strict=True)))
+            both = cheapest(marks, sure, flops, min(self.keep + more, 1.0), agrees)
+            fitted = self.model_copy(update={"thresholds": both[0], "agreeing": both[1]})
             if self.send == "text" or trial.accuracy(fitted)[0] >= self.keep * marks[-1].mean():
                 break
         return fitted

@@ -29,6 +29,7 @@ class FeatureRelay(Topology):
     codec: str | None = None
     placebo: Literal["", "zeros", "noise", "other"] = ""
     others: tuple[str, ...] = ()
+    decodes = "lossy"
     needs = Needs(members=2, capabilities=frozenset({"resume"}), one_family=True)
 
     def check(self, team: Team) -> None:

@@ -11,7 +11,7 @@ from aiflow_agents.models.protocol import GREEDY, Want
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
-from aiflow_agents.topology.base import Needs, Topology
+from aiflow_agents.topology.base import Fidelity, Needs, Topology
 from aiflow_agents.wire.message import Message, standing_at
 
 
@@ -39,6 +39,9 @@ class Split(Topology):
         if lower is upper or layer >= upper.info.shape.layers:
             most = upper.info.shape.layers - 1
             raise UnmetNeed(f"topology 'split' cuts between two members, at a layer from 1 to {most} of {upper.name}; found {layer}")
+
+    def fidelity(self, team: Team) -> Fidelity:
+        return "exact" if self.codec == self.ends(team)[1].info.dtype else "lossy"
 
     async def run(self, task: Task, team: Team) -> Message:
         lower, upper, layer = self.ends(team)

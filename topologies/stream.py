@@ -17,6 +17,7 @@ class Stream(Topology):
     """`member`: who answers, which may be a tier (device, edge, cloud): the deepest exit there. By default that of the highest tier there is."""
 
     member: str | None = None
+    decodes = "exact"
 
     def check(self, team: Team) -> None:
         super().check(team)

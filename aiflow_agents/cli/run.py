@@ -71,7 +71,8 @@ def run(
     result = ask(people, pattern, text, seed=seed, listener=listener, budget=budget, reader=reader) if simulated else asyncio.run(live())
     if json:
         faults = {"faults": list(map(str, people.network.faults))} if people.network.faults else {}
-        told = {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
+        how = {"fidelity": pattern.fidelity(people)} if pattern.fidelity(people) else {}
+        told = how | {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
         typer.echo(json_module.dumps(told | faults | _as_json(result), ensure_ascii=False, indent=2))
     elif result.error is None:
         typer.secho(_last(result, reading) if stream else f"\n{result.answer or 'no answer'}", bold=True, nl=False)
@@ -125,6 +126,9 @@ def _cost(result: Result) -> str:
     used, came = result.usage, ""
     if result.delivery and (each := result.delivery.ms_per_token) is not None:
         came = f"; the first token after {result.delivery.first_token_s * 1000:.1f} ms, then {each:.2f} ms per token"
+    came += "; nobody has verified it" if result.mark == "unverified" else ""
+    if result.decoding and result.decoding.checked:
+        came += f"; {result.decoding.kept} of {result.decoding.checked} drafted tokens kept"
     return f"after {used.latency_s * 1000:.1f} ms: {used.calls} calls, {used.wire_bytes:,} bytes on links, {quantity(used.energy_j, 'J')}{came}"
 
 
@@ -144,6 +148,8 @@ def _as_json(result: Result) -> dict[str, Any]:
         "error": result.error or result.over,
         "status": "failed" if result.error else "over budget" if result.over else "ok",
         "usage": asdict(result.usage),
+        "decoding": result.decoding and result.decoding.as_json(),
+        "mark": result.mark,
         "delivery": result.delivery and result.delivery.as_json(),
         "spans": [span._asdict() for span in result.spans],
     }

@@ -54,8 +54,9 @@ def rescore(path: Path, scorer: str | None = None) -> Rescored:
         best = (before["best_topology"] or {}).get("arm")
         kinds = {arm: row["kind"] for arm, row in arms.items()}
         capacity = {arm: (row.get("measures") or {}).get("information_capacity") for arm, row in arms.items()}  # no mark is part of it
+        fidelity = {arm: row["fidelity"] for arm, row in arms.items() if row.get("fidelity")}
         member, seed = before["best_member"]["arm"], int(before["seed"])
-        judged = judge_samples(rows, kinds, best_member=member, best_topology=best, seed=seed, folder=folder, capacity=capacity)
+        judged = judge_samples(rows, kinds, best_member=member, best_topology=best, seed=seed, folder=folder, capacity=capacity, fidelity=fidelity)
         after = json.loads(json.dumps(before | judged | {"scorer": name}))
         folder.summarise(after)
         (path / CURVES).unlink(missing_ok=True)  # drawn with the marks of then

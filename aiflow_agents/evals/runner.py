@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, S
 from aiflow_agents.evals.suite import Suite
 from aiflow_agents.evals.trial import DevTrial, Execute, Settings, chosen, settings
 from aiflow_agents.runtime.budget import Budget
+from aiflow_agents.runtime.decoding import per_token
 from aiflow_agents.runtime.hooks import Teller
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
@@ -238,6 +240,8 @@ class Evaluation:
             "tags": list(job.task.tags),
             "usage": {key: _short(value) for key, value in asdict(result.usage).items()},
             **_delivered(result),
+            **({"decoding": {key: _short(value) for key, value in result.decoding.as_json().items()}} if result.decoding else {}),
+            **({"mark": result.mark} if result.mark else {}),
         }
 
     # -- the summary -------------------------------------------------------------------------------------------------
@@ -267,8 +271,11 @@ class Evaluation:
             "best_member": {"arm": trial.best_member, "chosen_on": "dev"},
             "best_topology": {"arm": best, "chosen_on": "dev"} if best else None,
             "learned": learned,
-            **judge_samples(rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed, folder=folder, capacity=capacity),
-        }
+            **judge_samples(
+                rows, kinds, best_member=trial.best_member, best_topology=best, seed=self.seed, folder=folder, capacity=capacity,
+                fidelity={arm.name: how for arm in arms if (how := arm.topology.fidelity(arm.team or self.team))},
+            ),
+        }  # fmt: skip
 
 
 def _short(value: Any) -> Any:
@@ -320,11 +327,11 @@ def oracle(members: Sequence[str], tasks: Sequence[str], repeats: int, folder: R
 
 def judge_samples(
     rows: Mapping[str, Sequence[Sequence[Sample]]], kinds: Mapping[str, str], *, best_member: str, best_topology: str | None, seed: int,
-    folder: RunFolder, capacity: Mapping[str, Any],
+    folder: RunFolder, capacity: Mapping[str, Any], fidelity: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What a summary says by marks and traces alone: `arms`, `measures` (of all members) and `verdicts`.
 
-    rows[arm][task] are the samples of its repeats; `capacity` has the Information Capacity of members.
+    rows[arm][task] are the samples of its repeats; `capacity` has the Information Capacity of members, `fidelity` how true an arm is to one of them.
     """
     scores = {name: np.array([np.mean([s["score"] for s in repeats]) for repeats in per_task]) for name, per_task in rows.items()}
     cluster = clustered([repeats[0] for repeats in rows[best_member]])
@@ -335,6 +342,8 @@ def judge_samples(
     for name in kinds:
         measured[name]["information_capacity"] = capacity.get(name)
     arms = {name: _arm(kinds[name], flat[name], scores[name], cluster) | {"measures": measured[name]} for name in kinds}
+    for name, how in fidelity.items():
+        arms[name]["fidelity"] = how
     grouped = {} if cluster is None else {"n_clusters": int(cluster.max()) + 1}
     return {**grouped, "arms": arms, "measures": measures.of_members(flat, members), "verdicts": [asdict(row) for row in verdicts]}
 
@@ -371,8 +380,17 @@ def _arm(kind: str, samples: Sequence[Sample], scores: np.ndarray, cluster: np.n
         "wire_bytes": mean("wire_bytes"),
         "latency_s": _percentiles(latency),
         **delivery,
+        **_decoded(samples),
         "energy_j": mean("energy_j"),
     }
+
+
+def _decoded(samples: Sequence[Sample]) -> dict[str, Any]:
+    """What decoding took per token, where samples tell, and how many answers nobody has verified."""
+    told = [sample for sample in samples if sample.get("decoding")]
+    unverified = sum(sample.get("mark") == "unverified" for sample in samples)
+    found: dict[str, Any] = {"decoding": per_token([s["decoding"] for s in told], [s["usage"] for s in told])} if told else {}
+    return found | ({"n_unverified": unverified} if unverified else {})
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:

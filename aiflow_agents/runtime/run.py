@@ -17,6 +17,7 @@ from aiflow_agents.errors import AIFlowError, Deadlock, OverBudget, UserError
 from aiflow_agents.net import clock
 from aiflow_agents.net.clock import World, WorldLoop
 from aiflow_agents.runtime.budget import Budget
+from aiflow_agents.runtime.decoding import Decoding
 from aiflow_agents.runtime.delivery import Delivery, Portion
 from aiflow_agents.runtime.handover import Handover
 from aiflow_agents.runtime.hooks import Hooks, Run, Teller
@@ -57,7 +58,8 @@ class Result:
     `met`: who met whom at its cost; later tasks of the same session did not pay for that.
     `over`: which limit of its budget was met, in words; the answer is then what the topology made of what it had, or the last one that had arrived at
     home, or empty.
-    `delivery`: when its tokens were at home, also those of an answer that was broken off; None where there were none.
+    `delivery`: when its tokens were at home, also those of an answer that was broken off; None where there were none. `decoding`: what they took,
+    where the topology says how true it is to one member's answer (`Topology.fidelity`). `mark` as in `Message`.
     """
 
     job: Job
@@ -70,6 +72,8 @@ class Result:
     met: tuple[Pair, ...] = ()
     over: str | None = None
     delivery: Delivery | None = None
+    decoding: Decoding | None = None
+    mark: str = ""
 
     def __str__(self) -> str:
         cost = self.usage
@@ -166,7 +170,12 @@ class Stage:
         """To be called where the message is."""
         usage = self.scene.ledger.usage(latency_s)
         over = self.scene.meter.over if self.scene.meter else ""
-        return self._made(message.answer, message.confidence, message.text, usage, over or None)
+        made = self._made(message.answer, message.confidence, message.text, usage, over or None)
+        fidelity = getattr(self.job.topology, "fidelity", None)
+        if fidelity is None or not fidelity(self.job.team):
+            return replace(made, mark=message.mark) if message.mark else made
+        tokens = made.delivery.tokens if made.delivery else 0
+        return replace(made, mark=message.mark, decoding=Decoding.of(self.scene.ledger, self.job.team, tokens))
 
     def _made(self, answer: str, sure: float | None, text: str, usage: Usage, over: str | None) -> Result:
         spans, met = tuple(self.spans), tuple(self.scene.met)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from aiflow_agents.wire.message import Message
 
 T = TypeVar("T")
+
+
+Fidelity = Literal["", "exact", "bounded", "lossy"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Topology(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(Needs,), arbitrary_types_allowed=True)
     needs: ClassVar[Needs] = Needs()
+    decodes: ClassVar[Fidelity] = ""  # what `fidelity` says, where that does not depend on the team
     budget: Budget | None = None
 
     async def run(self, task: Task, team: Team) -> Message:
@@ -95,6 +99,12 @@ class Topology(BaseModel):
     def most_calls(self) -> int:
         """How many calls one question may take, for those that go on as their members say; 0 where any answers, even pretended ones, show it."""
         return 0
+
+    def fidelity(self, team: Team) -> Fidelity:
+        """How true its answers are to those of the member that decides. exact: the same text, or exactly its distribution; bounded: what may be lost
+        was limited on dev; lossy: nothing is promised. Empty where it is no way of decoding one member's answer.
+        """
+        return self.decodes
 
     @property
     def control(self) -> bool:

@@ -18,8 +18,8 @@ from aiflow_agents.topology.load import load_topology
 
 ROOT = catalog.library()
 SHIPPED = sorted(path.stem for path in (ROOT / "topologies").glob("*.py")) if ROOT else []
-FAMILIAL = ["exit-cascade", "feature-relay", "latent"]  # they hand over hidden states, for which members must be of one family
-NUMERIC = ["draft-verify", "logit-ensemble", "split"]  # their members say more than words, which those of this stage cannot
+FAMILIAL = ["exit-cascade", "feature-relay", "latent", "split"]  # they hand over hidden states, for which members must be of one family
+NUMERIC = ["draft-verify", "logit-ensemble"]  # their members say more than words, which those of this stage cannot
 ASKING = ["inquiry"]  # one of its members asks the others
 SEEING = ["joint-view", "pictures"]  # its members see
 ANYONES = [name for name in SHIPPED if name not in FAMILIAL + NUMERIC + ASKING + SEEING]

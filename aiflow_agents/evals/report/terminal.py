@@ -49,6 +49,24 @@ def _each(arm: Mapping[str, Any]) -> str:
     return quantity(arm["ms_per_token"] / 1000, "s") if arm.get("ms_per_token") else "-"
 
 
+def decoding_table(summary: Mapping[str, Any]) -> Table:
+    """What decoding took, per token, of the arms that are ways of decoding one member's answer."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header, justify in (("arm", "left"), ("text", "left"), ("accepted", "right"), ("tokens a check", "right"), ("wasted", "right"),
+                            ("bytes a token", "right"), ("J a token", "right"), ("cloud FLOPs a token", "right"), ("cloud busy a token", "right")):
+        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name, arm in sorted_arms(summary)[0:]:
+        if not arm.get("decoding"):
+            continue
+        d = arm["decoding"]
+        drafts = d["acceptance_rate"] is not None
+        table.add_row(Text(name), arm.get("fidelity") or "-", percent(d["acceptance_rate"]) if drafts else "-",
+                      f"{d['tokens_a_check']:.2f}" if d["tokens_a_check"] else "-", f"{d['wasted_drafts']:.1f}" if drafts else "-",
+                      quantity(d["bytes_per_token"], "B"), quantity(d["joules_per_token"], "J"), quantity(d["cloud_flops_per_token"]),
+                      quantity(d["cloud_busy_ms_per_token"] / 1000, "s"))
+    return table
+
+
 def verdict_table(summary: Mapping[str, Any]) -> Table:
     """The verdict rows, in points; p as adjusted by Holm's method, which is what `says` follows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -67,6 +85,9 @@ def verdict_table(summary: Mapping[str, Any]) -> Table:
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """Print the arms, the verdicts and the sentence."""
     console.print(terminal_table(summary))
+    if any(arm.get("decoding") for arm in summary["arms"].values()):
+        console.print()
+        console.print(decoding_table(summary))
     if summary["verdicts"]:
         console.print()
         console.print(verdict_table(summary))
