@@ -215,10 +215,10 @@ class Shape:
     block_params: int  # all layers together, norms included
     head_params: int
     vocab: int
-    dtype_bytes: int = 4
+    dtype_bytes: float = 4
 
     @property
-    def weight_bytes(self) -> int:
+    def weight_bytes(self) -> float:
         """Bytes read to make one token: every block and the head once."""
         return (self.block_params + self.head_params) * self.dtype_bytes
 

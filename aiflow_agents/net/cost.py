@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import UnknownName
+from ..errors import UnknownName, UserError
 
 
 class Computes(Protocol):
@@ -88,7 +88,7 @@ class ShapeNumbers:
     block_params: int
     head_params: int
     vocab: int
-    dtype_bytes: int = 2  # bfloat16, as published
+    dtype_bytes: float = 2  # bfloat16, as published
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +121,21 @@ _CONFIGS = {
 
 
 def named_shape(name: str) -> ShapeNumbers:
-    """The shape that `costs_as: qwen3-8b` means. Raises UnknownName with the nearest ones.
+    """The shape that `costs_as: qwen3-8b` means; `qwen3-8b@4` has 4 bits a weight instead of 16. Raises UnknownName with the nearest ones, and
+    UserError for bits that are none.
 
     Counted from the published configuration: per layer q, k, v and o projections, a gated feed-forward of three matrices, two norms (and Qwen3's
     norms of q and k), and one norm at the end.
     """
-    c = _CONFIGS.get(name.lower())
+    known, _, bits = name.lower().partition("@")
+    c = _CONFIGS.get(known)
     if c is None:
-        raise UnknownName("shape", name, _CONFIGS)
+        raise UnknownName("shape", known, _CONFIGS)
+    if bits not in ("", "2", "3", "4", "5", "6", "8", "16", "32"):
+        raise UserError(f"costs_as {name}: {bits!r} bits a weight; expected 2 to 8, 16 or 32, such as {known}@4")
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + (2 * c.head_dim if c.qk_norm else 0)
     layer = attention + 3 * c.width * c.feed_forward + 2 * c.width
-    return ShapeNumbers(c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.layers * layer + c.width, c.width * c.vocab, c.vocab)
+    return ShapeNumbers(c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.layers * layer + c.width, c.width * c.vocab, c.vocab, int(bits or 16) / 8)
 
 
 def shape_names() -> list[str]:
