@@ -12,12 +12,12 @@ from random import Random
 from pydantic import NonNegativeFloat, PositiveInt
 
 from aiflow_agents.models.protocol import Sampling
-from aiflow_agents.net.together import gather
+from aiflow_agents.net.together import quorate
 from aiflow_agents.runtime.scene import stable_hash
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology, Trial
-from aiflow_agents.topology.decisions import Decision, majority, weighted
+from aiflow_agents.topology.decisions import Decision, arrived, majority, weighted
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.wire.message import Message
 
@@ -55,17 +55,20 @@ class RandomPick(Topology):
 class SampledVote(Topology):
     """Every member answers `samples` times, and nobody hears anybody; all answers are one vote at home.
 
-    Weighted, an answer has the evidence of each of its samples: members count by how sure they are and how often they say it.
+    Weighted, an answer has the evidence of each of its samples: members count by how sure they are and how often they say it. With a `quorum` who
+    fails is absent, as long as so many members' samples are there.
     """
 
     samples: PositiveInt
     temperature: NonNegativeFloat
     decide: Decision = majority
+    quorum: PositiveInt | None = None
 
     async def run(self, task: Task, team: Team) -> Message:
         sampling = Sampling(self.temperature)
-        drafts = await gather(agent.ask(task.question, sampling=sampling, sample=i) for agent in team for i in range(self.samples))
-        return await self.decide(drafts, at=team.home)
+        quorum = None if self.quorum is None else self.quorum * self.samples
+        drafts = await quorate((agent.ask(task.question, sampling=sampling, sample=i) for agent in team for i in range(self.samples)), quorum)
+        return await self.decide(await arrived(drafts, team.home, quorum), at=team.home)
 
 
 def self_consistency(trial: Trial, budget: float, cost: int) -> Topology:
@@ -92,15 +95,23 @@ def members_vote(trial: Trial, topology: Topology) -> Topology:
     Each member answers as often as that takes. By majority or weighted, greedy or sampled, and at which temperature: whatever is best on dev.
     Where a greedy answer of each already costs as much, nothing is sampled. The topology itself, where it is a vote, is no rival.
     """
-    greedy = [vote for vote in (load_topology("majority"), load_topology("weighted")) if vote.needs.missing(trial.team) is None]
+    quorum = getattr(topology, "quorum", None)
+    greedy = [vote for vote in (_vote("majority", quorum), _vote("weighted", quorum)) if vote.needs.missing(trial.team) is None]
     votes, budget = [vote for vote in greedy if not _same(vote, topology)], trial.accuracy(topology)[1]
     if trial.accuracy(greedy[0])[1] < budget or not votes:
-        samples = _first_guess(lambda n: trial.accuracy(SampledVote(samples=n, temperature=0.7))[1], budget)
+        samples = _first_guess(lambda n: trial.accuracy(SampledVote(samples=n, temperature=0.7, quorum=quorum))[1], budget)
         decisions = (majority, weighted)[: len(greedy)]
-        tried = [SampledVote(samples=samples, temperature=t, decide=decide) for t in TEMPERATURES for decide in decisions]
+        tried = [SampledVote(samples=samples, temperature=t, decide=decide, quorum=quorum) for t in TEMPERATURES for decide in decisions]
         sampled: Topology = max(tried, key=lambda vote: trial.accuracy(vote)[0])
         votes.append(_up_to(sampled, samples, lambda vote: trial.accuracy(vote)[1], budget))
     return max(votes, key=lambda vote: trial.accuracy(vote)[0])
+
+
+def _vote(decide: str, quorum: int | None) -> Topology:
+    """A vote without talk, with the quorum of what it is a rival of: or that would win by what it forgives alone."""
+    if quorum is None:
+        return load_topology("majority") if decide == "majority" else load_topology("weighted", {} if decide == "weighted" else {"decide": decide})
+    return load_topology("weighted", {"quorum": quorum} | ({} if decide == "weighted" else {"decide": decide}))
 
 
 def _same(one: Topology, other: Topology) -> bool:
@@ -131,9 +142,8 @@ def rivals(trial: Trial, best_topology: Topology, seed: int) -> dict[str, Topolo
         "random": RandomPick(seed=seed),
     }
     if len(trial.team) > 1:
-        votes = {"vote": ("majority", {}), "vote@weighted": ("weighted", {}), "vote@most-confident": ("weighted", {"decide": "most-confident"})}
-        for arm, (name, parameters) in votes.items():
-            vote = load_topology(name, parameters)
+        for arm, decide in {"vote": "majority", "vote@weighted": "weighted", "vote@most-confident": "most-confident"}.items():
+            vote = _vote(decide, getattr(best_topology, "quorum", None))
             if vote.needs.missing(trial.team) is None and not _same(vote, best_topology):
                 arms[arm] = vote
         arms["vote@flops"] = members_vote(trial, best_topology)
