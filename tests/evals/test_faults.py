@@ -14,7 +14,7 @@ from aiflow_agents.cli import main as door
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import runner
 
-STORM = ["any down 0.004 0.5", "device-edge loss 0.2", "laptop dies 0.6"]
+STORM = ["any down 0.004 0.5", "device-edge loss 0.2", "laptop dies 0.508"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +77,10 @@ def test_a_team_and_a_networks_file_bring_theirs(room: Any, tmp_path: Path) -> N
     network.write_text(catalog.find("network", "home-wifi").path.read_text() + "faults: [edge-cloud down 1 2]\n")
     report = room.evaluate(topologies=["majority"], limit=3, network="stormy", faults=["any jitter 0.01"])
     assert report.summary["faults"] == ["edge-cloud down 1.0 2.0", "any jitter 0.01"]
-    team = Team.load("trio").with_faults("laptop dies 0.6")
-    assert room.evaluate("quiz", team, ["majority"], limit=3, faults=["laptop dies 0.6"]).summary["faults"] == ["laptop dies 0.6"]
+    team = Team.load("trio").with_faults("laptop dies 0.508")
+    assert room.evaluate("quiz", team, ["majority"], limit=3, faults=["laptop dies 0.508"]).summary["faults"] == ["laptop dies 0.508"]
     with pytest.raises(UserError, match="a list of texts"):
-        room.evaluate(topologies=["majority"], faults="laptop dies 0.6")
+        room.evaluate(topologies=["majority"], faults="laptop dies 0.508")
 
 
 # --- the command line ---
@@ -111,8 +111,8 @@ def test_eval_takes_faults_repeats_them_and_resumes_under_no_others(room: Any, a
     assert code == 2 and err.count("\n") == 1 and "faults was ['any down 0.004 0.5'" in err and "--fault 'any loss 0.1'" in err
     code, out, _ = aiflow("eval", "--config", folder, "--dry-run", "--fault", "any loss 0.1")
     assert code == 0 and "on home-wifi, any loss 0.1: ann" in out
-    code, out, _ = aiflow("eval", "quiz", "--dry-run", "--topology", "majority", "--fault", "laptop dies 0.6")
-    assert code == 0 and "team trio on home-wifi, laptop dies 0.6: ann at phone" in out
+    code, out, _ = aiflow("eval", "quiz", "--dry-run", "--topology", "majority", "--fault", "laptop dies 0.508")
+    assert code == 0 and "team trio on home-wifi, laptop dies 0.508: ann at phone" in out
     for fault, said in (("laptop dies", "NODE dies AT [FOR]"), ("labtop dies 1", "no node or tier 'labtop'"), ("phone dies 1", "is the home")):
         for command in (("run", "alpha 1001", "--team", "trio"), ("eval", "quiz")):
             code, out, err = aiflow(*command, "--fault", fault)
