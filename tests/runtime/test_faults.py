@@ -176,6 +176,24 @@ def test_bytes_that_go_again_stay_within_the_budget(stage: Any, limit: int) -> N
     assert result.usage.wire_bytes <= limit and free.usage.wire_bytes > 60 and (result.over or "").startswith(f"{limit} bytes")
 
 
+def test_a_stream_pauses_while_its_link_is_away_and_breaks_off_where_it_is_gone(stage: Any) -> None:
+    team = stage.team(tim="tower")
+
+    def streamed(*faults: str) -> Any:
+        return ask(team.with_faults(*faults), load_topology("stream"), "q", hosts=stage.hosts())
+
+    calm = [portion.at_s for portion in streamed().delivery.portions]
+    cut = (calm[1] + calm[2]) / 2 + 0.01  # the third is on the air
+    paused = streamed(f"any down {cut} 5")
+    came = [portion.at_s for portion in paused.delivery.portions]
+    assert came[:2] == calm[:2] and min(came[2:]) > cut + 5 and came == sorted(came) and paused.answer == "tim:q"
+    assert sum(portion.tokens for portion in paused.delivery.portions) == 6
+    away = streamed(f"any down {cut}")
+    assert away.error.startswith("MemberFailed: tim: message tim.") and away.error.endswith(f"the link phone-tower went away after {cut:g} s, for good")
+    dead = streamed(f"tower dies {cut}")
+    assert dead.error == f"MemberFailed: tim: tower died after {cut:g} s" and dead.usage.calls == 1 and dead.usage.tokens_out < 6
+
+
 # --- a quorum ---
 
 
