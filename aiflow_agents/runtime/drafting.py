@@ -34,7 +34,7 @@ async def draft(
     asked = scene.question(question, agent.home) if isinstance(question, str) else question
     with scene:
         so_far = _tokens(agent, after)
-        await scene.bring([asked] if after is None else [asked, after], agent.node)
+        await scene.bring([asked] if after is None else [asked, after], agent.node, agent.name)
         request = _request(agent, asked, so_far, sampling, sample)
         room = max(min(len(so_far.token_ids) + tokens, agent.max_tokens), len(so_far.token_ids))
         request = replace(request, max_tokens=room, want=want, odds=odds if request.sampling.temperature > 0 else 0)
@@ -66,7 +66,7 @@ async def check(
         if draft.token_ids and draft.token_ids[: len(so_far.token_ids)] != so_far.token_ids:
             raise UnmetNeed(f"{agent.name} cannot check message {claimed.id if claimed else ''}, which does not go on from what is settled")
         sources = [message for message in (after, claimed) if message is not None]
-        await scene.bring(([] if claimed is not None and claimed.form == "states" else [asked]) + sources, agent.node)
+        await scene.bring(([] if claimed is not None and claimed.form == "states" else [asked]) + sources, agent.node, agent.name)
         states = await _states(agent, claimed)
         request = _request(agent, asked, so_far, sampling, sample)
         tokens = draft.token_ids[len(so_far.token_ids) :]

@@ -122,7 +122,8 @@ class Scene:
         Raises PrivacyError, before anything sets out, for what stays where it is; MemberFailed for what can never come, as a node or a link on its
         way is gone for good: its author has failed where its own node died, else `member`, who waits for it.
         """
-        messages = [message for message in messages if message.node != node]
+        there = list(messages)
+        messages = [message for message in there if message.node != node]
         for message in messages:
             message.check_leaves()
         moves: list[_Move] = []
@@ -135,6 +136,7 @@ class Scene:
         for message, move in zip(messages, moves, strict=True):
             if move.lost is not None:
                 raise _failed(move.lost, message, node, member)
+        for message in there:
             if message.form == "states" and isinstance(message._cargo, Draft) and message._cargo.states is not None:
                 self.states.setdefault(node, set()).add(message._cargo.states.digest)
 
@@ -239,8 +241,12 @@ class Scene:
             lost(why)
             self.__exit__()
 
-        self.fabric.send(node, self.network.home, nbytes, there, book=self.ledger.book_hop, lost=gone)
-        self.__enter__()  # until it has arrived, or never will
+        self.__enter__()  # until it has arrived, or never will: at home itself it is there before `send` returns
+        try:
+            self.fabric.send(node, self.network.home, nbytes, there, book=self.ledger.book_hop, lost=gone)
+        except Unreachable:
+            self.__exit__()
+            raise
 
     def expect(self, message: Message) -> tuple[Callable[[], None], Callable[[Unreachable], None]]:
         """This message is on its way home by other means, all of its text. To be told when it is there, or never will be."""
