@@ -47,11 +47,11 @@ class Reading:
     """One answer, by its portions: `add` gives what can be read after each of them, `rest` what is left when the answer is there.
 
     A character of which only some bytes have come is waited for, and so is what may be the beginning of a stop string. Where nobody knows the tokens
-    of a member, all of its text comes at the end. All that `add` and `rest` give is the answer.
+    of a member, all of its text comes at the end. All that `add` and `rest` give is the answer. `stop`: strings that end it whoever speaks.
     """
 
-    def __init__(self, team: Team, tokenizers: Tokenizers | None = None):
-        self.team, self.tokenizers = team, tokenizers or Tokenizers()
+    def __init__(self, team: Team, tokenizers: Tokenizers | None = None, stop: Sequence[str] = ()):
+        self.team, self.tokenizers, self.stop = team, tokenizers or Tokenizers(), tuple(stop)
         self.read = ""
         self._ids: list[int] = []
         self._text = ""  # that came as text
@@ -67,7 +67,7 @@ class Reading:
             text = "" if tokenizer is None else tokenizer.decode(self._ids, skip_special_tokens=True)
         else:
             text = self._text
-        return self._on(_certain(text, agent.stop))
+        return self._on(_certain(text, (*self.stop, *agent.stop)))
 
     def rest(self, answer: str) -> str:
         """What is left of the whole text of the answer. A tokenizer may have cleaned up what it read as a whole: what was read stays."""

@@ -8,13 +8,17 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from os.path import commonprefix
 from typing import Any
 
 from aiflow_agents.models.protocol import Turn
+from aiflow_agents.runtime.delivery import Portion
 from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.live import Answered, Live
+from aiflow_agents.runtime.reading import Reading
 from aiflow_agents.runtime.scene import stable_hash
 from aiflow_agents.serve.metrics import Metrics
 from aiflow_agents.serve.refusal import Refusal, of_error
@@ -22,6 +26,7 @@ from aiflow_agents.serve.schema import Asked, ChatAsked, CompletionsAsked
 from aiflow_agents.serve.served import Served
 from aiflow_agents.serve.spelling import Spelling
 
+Hear = Callable[[int, str], None]  # of which choice, and how it goes on
 PIECE = re.compile(r"\s*\S+\s*")  # of a streamed answer: a word
 
 
@@ -41,16 +46,25 @@ class Said:
         return {"aiflow": {"confidence": self.confidence, "over_budget": self.over}}
 
 
-async def answer(live: Live, served: Served, asked: ChatAsked | CompletionsAsked, spelling: Spelling, metrics: Metrics, most_s: float) -> Whole:
-    """Ask for all choices of all prompts at once. Raises Refusal for the first that fails, and when `most_s` seconds are over."""
+async def answer(
+    live: Live, served: Served, asked: ChatAsked | CompletionsAsked, spelling: Spelling, metrics: Metrics, most_s: float, hear: Hear | None = None
+) -> Whole:
+    """Ask for all choices of all prompts at once. Raises Refusal for the first that fails, and when `most_s` seconds are over.
+
+    `hear` is told what can be read of a choice while it is made.
+    """
     spell = spelling.of(served, isinstance(asked, ChatAsked)) if asked.wants_logprobs else None
     team = served.tailored(asked)
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
+    topology = served.topology if hear is None else served.streaming
+    choices = [(question, before, i) for question, before in questions(asked) for i in range(asked.choices)]
     asks = [
-        live.answer(served.topology, question, team=team, before=before, seed=_seed(seed, i), whole_bill=False, traced=False)
-        for question, before in questions(asked)
-        for i in range(asked.choices)
-    ]
+        live.answer(
+            topology, question, team=team, before=before, seed=_seed(seed, i), whole_bill=False, traced=False,
+            reader=hear and _reader(Reading(team, spelling.tokenizers, asked.stop), partial(hear, at)),
+        )
+        for at, (question, before, i) in enumerate(choices)
+    ]  # fmt: skip
     try:
         async with asyncio.timeout(most_s):
             answered = await _all(asks)
@@ -62,6 +76,14 @@ async def answer(live: Live, served: Served, asked: ChatAsked | CompletionsAsked
     if failed is not None:
         raise of_error(failed.error or RuntimeError(failed.result.error))
     return Whole(served, asked, [said(one, asked, spell) for one in answered], usage(served, answered))
+
+
+def _reader(reading: Reading, hear: Callable[[str], None]) -> Callable[[Portion], None]:
+    def read(portion: Portion) -> None:
+        if text := reading.add(portion):
+            hear(text)
+
+    return read
 
 
 def questions(asked: ChatAsked | CompletionsAsked) -> list[tuple[str, tuple[Turn, ...]]]:
@@ -152,41 +174,65 @@ class Whole:
     def chat(self) -> bool:
         return isinstance(self.asked, ChatAsked)
 
-    def head(self, streamed: bool) -> dict[str, Any]:
-        kind = ("chat.completion.chunk" if streamed else "chat.completion") if self.chat else "text_completion"
-        return {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": self.asked.model,
-            "system_fingerprint": self.served.fingerprint,
-        }
-
     def body(self) -> dict[str, Any]:
         """At once."""
         choices: list[dict[str, Any]] = []
         for i, one in enumerate(self.choices):
             words: dict[str, Any] = {"message": {"role": "assistant", "content": one.text, "refusal": None}} if self.chat else {"text": one.text}
             choices.append({"index": i, **words, "logprobs": one.logprobs, "finish_reason": one.finish, **one.extra})
-        return {**self.head(False), "choices": choices, "usage": self.usage}
+        return {**_head(self.served, self.asked, streamed=False), "choices": choices, "usage": self.usage}
 
-    def events(self) -> Iterator[str]:
-        """In pieces, as server-sent events: the answer is known, and comes word by word."""
-        head = self.head(True)
-        options = self.asked.stream_options
-        usage = {"usage": None} if options and options.include_usage else {}
 
-        def event(choices: list[dict[str, Any]], **more: Any) -> str:
-            return f"data: {json.dumps({**head, 'choices': choices, **usage, **more}, separators=(',', ':'))}\n\n"
 
-        for i, one in enumerate(self.choices):
+class Pieces:
+    """An answer in pieces, as server-sent events: deltas while it is made, where its topology streams; the rest, word by word, when it is known."""
+
+    def __init__(self, served: Served, asked: ChatAsked | CompletionsAsked):
+        self.asked, self.head = asked, _head(served, asked, streamed=True)
+        self.chat = isinstance(asked, ChatAsked)
+        options = asked.stream_options
+        self.usage: dict[str, Any] = {"usage": None} if options and options.include_usage else {}
+        self.sent: dict[int, str] = {}  # by choice, the text so far
+
+    def delta(self, i: int, text: str) -> Iterator[str]:
+        """So much more of choice `i`."""
+        if i not in self.sent:
+            self.sent[i] = ""
             if self.chat:
-                yield event([{"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}])
-            for piece in PIECE.findall(one.text) or ([one.text] if one.text else []):
-                words: dict[str, Any] = {"delta": {"content": piece}} if self.chat else {"text": piece}
-                yield event([{"index": i, **words, "logprobs": None, "finish_reason": None}])
+                yield self._event([{"index": i, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}])
+        if text:
+            self.sent[i] += text
+            words: dict[str, Any] = {"delta": {"content": text}} if self.chat else {"text": text}
+            yield self._event([{"index": i, **words, "logprobs": None, "finish_reason": None}])
+
+    def rest(self, whole: Whole) -> Iterator[str]:
+        """The answer is known."""
+        for i, one in enumerate(whole.choices):
+            text = one.text[len(commonprefix((self.sent.get(i, ""), one.text))) :]
+            for piece in PIECE.findall(text) or [text]:
+                yield from self.delta(i, piece)
             last: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-            yield event([{"index": i, **last, "logprobs": one.logprobs, "finish_reason": one.finish, **one.extra}])
-        if usage:
-            yield event([], usage=self.usage)
+            yield self._event([{"index": i, **last, "logprobs": one.logprobs, "finish_reason": one.finish, **one.extra}])
+        if self.usage:
+            yield self._event([], usage=whole.usage)
         yield "data: [DONE]\n\n"
+
+    def failed(self, refusal: Refusal) -> Iterator[str]:
+        """There will be no more of it."""
+        yield f"data: {json.dumps(refusal.body, separators=(',', ':'))}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        return f"data: {json.dumps({**self.head, 'choices': choices, **self.usage, **more}, separators=(',', ':'))}\n\n"
+
+
+def _head(served: Served, asked: ChatAsked | CompletionsAsked, *, streamed: bool) -> dict[str, Any]:
+    chat = isinstance(asked, ChatAsked)
+    kind = ("chat.completion.chunk" if streamed else "chat.completion") if chat else "text_completion"
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": asked.model,
+        "system_fingerprint": served.fingerprint,
+    }

@@ -20,7 +20,7 @@ from aiflow_agents import __version__
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.hosts import LiveHosts, open_hosts
 from aiflow_agents.runtime.live import Live
-from aiflow_agents.serve.answers import answer
+from aiflow_agents.serve.answers import Pieces, Whole, answer
 from aiflow_agents.serve.gate import Gate, Keys, Limits
 from aiflow_agents.serve.metrics import Metrics
 from aiflow_agents.serve.refusal import Answer, Refusal, of_validation
@@ -28,6 +28,8 @@ from aiflow_agents.serve.schema import ChatAsked, CompletionsAsked
 from aiflow_agents.serve.served import Models, Served
 from aiflow_agents.serve.settings import Settings
 from aiflow_agents.serve.spelling import Spelling
+
+Deltas = asyncio.Queue[tuple[int, str] | None]  # of choices; None when the answer is known, or it is known that there will be none
 
 
 class Endpoint:
@@ -61,20 +63,30 @@ class Endpoint:
             await asyncio.to_thread(hosts.close)
 
     async def respond(self, request: Request, asked: ChatAsked | CompletionsAsked) -> Response:
-        """The answer; or none any more, where the client has gone: then it is not worked out either."""
+        """The answer; or none any more, where the client has gone: then it is not worked out either. In pieces it begins with the first one."""
         served = self.models.find(asked.model, asked.topology)
         request.state.model = served.name
-        work = asyncio.ensure_future(answer(self.live, served, asked, self.spelling, self.metrics, self.limits.answer_s))
-        gone = asyncio.ensure_future(_gone(request))
+        said: Deltas = asyncio.Queue()
+        hear = (lambda i, text: said.put_nowait((i, text))) if asked.stream else None
+        work = asyncio.ensure_future(answer(self.live, served, asked, self.spelling, self.metrics, self.limits.answer_s, hear))
+        work.add_done_callback(lambda _: said.put_nowait(None))
+        first, gone = asyncio.ensure_future(said.get()), asyncio.ensure_future(_gone(request))
+        begun = False
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
                 return Refusal(499, "the client has gone").response()
-            whole = work.result()
+            begun = first.result() is not None
+            if not begun and not asked.stream:
+                return Answer(work.result().body())
+            pieces = Pieces(served, asked)
+            events = _streamed(pieces, first.result(), said, work) if begun else _each(pieces.rest(work.result()))
         finally:
-            work.cancel()
+            if not begun:
+                work.cancel()
+            first.cancel()
             gone.cancel()
-        return StreamingResponse(_each(whole.events()), media_type="text/event-stream") if asked.stream else Answer(whole.body())
+        return StreamingResponse(events, media_type="text/event-stream")
 
 
 def app_of(settings: Settings, models: Models | None = None) -> FastAPI:
@@ -156,6 +168,23 @@ def _described(served: Served) -> dict[str, Any]:
     agents = {agent.name: {"model": agent.info.name, "node": agent.node, "tier": served.team.network.node(agent.node).tier} for agent in served.team}
     about = {"team": served.team.name, "member": served.member, "topology": None if served.member else served.topology.name(), "members": agents}
     return {"id": served.name, "object": "model", "created": 0, "owned_by": "aiflow", "aiflow": about}
+
+
+async def _streamed(pieces: Pieces, said: tuple[int, str] | None, more: Deltas, work: asyncio.Future[Whole]) -> AsyncIterator[str]:
+    """The events of an answer that has begun. What goes wrong now is one of them."""
+    try:
+        while said is not None:
+            for event in pieces.delta(*said):
+                yield event
+            said = await more.get()
+        try:
+            last = pieces.rest(work.result())
+        except Refusal as refusal:
+            last = pieces.failed(refusal)
+        for event in last:
+            yield event
+    finally:
+        work.cancel()  # where the client has gone
 
 
 async def _each(events: Any) -> AsyncIterator[str]:

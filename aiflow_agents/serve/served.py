@@ -42,6 +42,11 @@ class Served:
         said = [self.topology.name(), self.topology.learned(), *(agent.fingerprint for agent in self.team)]
         return f"fp_{hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()}"
 
+    @cached_property
+    def streaming(self) -> Topology:
+        """How it answers who reads along: a member token by token, a team as its topology does."""
+        return self.topology if self.member is None else load_topology("stream", {"member": self.member})
+
     def tailored(self, asked: Asked) -> Team:
         """The team as this request wants it: how tokens are drawn, how many at most, and, of a member, where it stops."""
         agents = {}

@@ -13,7 +13,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from aiflow_agents import catalog
+from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import CallError, Reply, Sampling, Turn
+from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.run import ask
 from aiflow_agents.serve.gate import Limits
 from aiflow_agents.serve.served import Models
@@ -132,6 +134,84 @@ def test_what_fails_before_the_first_piece_fails_as_ever(post: Any, stage: Any) 
     stage.say["tim"] = lambda request: CallError("failed", "out of luck")
     answer = post(CHAT, chat("q", "test/tim", stream=True))
     assert answer.status_code == 502 and answer.json()["error"]["message"] == "tim: out of luck"
+
+
+class Letters:
+    """A model that streams: a letter a token, as text, each when `step(i)` returns."""
+
+    streams = True
+
+    def __init__(self, info: Any, said: str, step: Any = lambda i: None):
+        self.info, self.said, self.step = info, said, step
+
+    def generate(self, requests: Any, told: Any = None) -> list[Any]:
+        for i, letter in enumerate(self.said if requests else ""):
+            self.step(i)
+            for row in range(len(requests)):
+                if told:
+                    told(row, i, (), letter)
+        return [Reply(self.said, (), None, 2, len(self.said)) for _ in requests]
+
+
+def spoken(stage: Any, team: Any, said: str, step: Any = lambda i: None) -> None:
+    stage.hosts = lambda: InlineHosts(load=lambda key: Letters(team["tim"].info, said, step))
+
+
+def test_a_delta_is_sent_before_the_next_token_is_made(serve: Any, stage: Any, team: Any) -> None:
+    steps, late, sent = [threading.Event() for _ in "word"], [], b""
+    steps[0].set()
+    spoken(stage, team, "word", lambda i: late.append(i) if not steps[i].wait(20) else None)
+    body = json.dumps(chat("q", "test/tim", stream=True)).encode()
+
+    async def call(client: Any) -> None:
+        async def receive() -> Any:
+            if not asked:
+                asked.append(True)
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            nonlocal sent
+            sent += message.get("body", b"")
+            for i, letter in enumerate("wor"):
+                if b'"content":"%s"' % letter.encode() in sent:
+                    steps[i + 1].set()
+
+        asked: list[bool] = []
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"", "headers": headers, "root_path": ""}
+        await client._transport.app({**scope, "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "client": ("x", 1)}, receive, send)
+
+    serve(call)
+    assert late == [] and "".join(c["choices"][0]["delta"].get("content", "") for c in events(sent.decode())) == "word"
+
+
+@pytest.mark.parametrize(("stop", "said"), [([], "one two three"), (["tw"], "one "), (["x", "three!"], "one two three")])
+def test_deltas_are_the_answer_that_comes_without_them(post: Any, stage: Any, team: Any, stop: list[str], said: str) -> None:
+    spoken(stage, team, "one two three")
+    for model in ("test/tim", "test/stream"):
+        body = chat("q", model, n=2, stop=stop)
+        models = Models.of([team], allowed=["stream"])
+        chunks = events(post(CHAT, {**body, "stream": True, "stream_options": {"include_usage": True}}, models=models).text)
+        whole = post(CHAT, body, models=models).json()
+        for i, choice in enumerate(whole["choices"]):
+            mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"] and chunk["choices"][0]["index"] == i]
+            words = [piece["delta"]["content"] for piece in mine[1:] if piece["delta"]]
+            assert "".join(words) == choice["message"]["content"] == said and len(words) >= len(said) - 6
+            assert [piece["finish_reason"] for piece in mine if piece["finish_reason"]] == ["stop"]
+        assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+def test_what_fails_after_the_first_piece_is_the_last_event(post: Any, stage: Any, team: Any) -> None:
+    def step(i: int) -> None:
+        if i == 2:
+            raise UserError("out of ink")
+
+    spoken(stage, team, "word", step)
+    answer = post(CHAT, chat("q", "test/tim", stream=True))
+    *chunks, last = events(answer.text)
+    assert answer.status_code == 200 and "out of ink" in last["error"]["message"]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "wo"
 
 
 # --- logprobs ---
