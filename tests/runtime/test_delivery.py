@@ -362,22 +362,14 @@ def heard(hosts: Any, team: Any, questions: Any) -> list[Any]:
     return live(team, hosts, work)
 
 
-def check(team: Any, hosts: Any) -> None:
-    questions = ["1+1=", "2+2=", "say", "abc"]
-    for question, (said, reading, result) in zip(questions, heard(hosts, team, questions), strict=True):
+def test_the_engine_streams_what_it_says_without(ant: Any) -> None:
+    team, questions = ant, ["1+1=", "2+2=", "say", "abc"]
+    for question, (said, reading, result) in zip(questions, heard(InlineHosts(), team, questions), strict=True):
         plain = ask(team, load_topology("single", {"member": "ant"}), question)
         assert result.text == plain.text and len(plain.text) > 3 and "".join(said) + reading.rest(plain.text) == plain.text
         simulated = ask(team, load_topology("stream", {"member": "ant"}), question)
         assert [portion[1:] for portion in result.delivery.portions] == [portion[1:] for portion in simulated.delivery.portions]
         assert len([text for text in said if text]) > 3 and result.usage.wire_bytes == simulated.usage.wire_bytes
-
-
-def test_the_engine_streams_what_it_says_without(ant: Any) -> None:
-    check(ant, InlineHosts())
-
-
-def test_so_do_hosts_in_ray(ant: Any, ray_hosts: Any) -> None:
-    check(ant, ray_hosts)
 
 
 @pytest.mark.parametrize("stop", [("x",), ("ab", "bab"), ("é",), ("zz",)])

@@ -151,6 +151,43 @@ def test_both_runtimes_give_identical_results(stage: Any, hosts: Any) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+def test_a_model_that_streams_is_heard_by_who_asks_for_it_and_others_are_asked_as_ever() -> None:
+    hosts, heard, folder = InlineHosts(loader()), [], shipped()[0]
+    requests = [*ask("12+34=", "7*8=", max_tokens=8), *ask("12+34=", max_tokens=8)]
+    plain = hosts.generate({folder: requests, "echo": ask("a")})
+    told = hosts.generate({folder: requests, "echo": ask("a")}, told=lambda *what: heard.append(what))
+    assert told == plain and {model for model, *_ in heard} == {folder}
+    for i, answer in enumerate(plain[folder]):
+        said = [(at, ids, text) for _, row, at, ids, text in heard if row == i]
+        assert answer.finish == "stop" and said == [(at, (token,), "") for at, token in enumerate(answer.token_ids[:-1])]
+    assert [at for _, _, at, *_ in heard] == sorted(at for _, _, at, *_ in heard)  # step by step, all rows of a step together
+
+
+@pytest.mark.ray
+def test_a_model_streams_in_ray_as_here(hosts: Any) -> None:
+    """Every row its own tokens in their order, from pieces on both hosts; and through a team under the real clock."""
+    import asyncio
+
+    from aiflow_agents.runtime.live import Live
+    from aiflow_agents.runtime.team import Team
+    from aiflow_agents.topology.load import load_topology
+
+    folder, heard = shipped()[0], [[], []]
+    requests = ask(*(f"{i}+{7 * i}=" for i in range(70)), max_tokens=8)
+    answers = [where.generate({folder: requests}, told=lambda *what, log=log: log.append(what)) for where, log in zip((InlineHosts(), hosts), heard, strict=True)]
+    assert answers[0] == answers[1] and sorted(heard[0]) == sorted(heard[1]) and len(heard[0]) > 140
+    for i in range(70):
+        assert [what for what in heard[1] if what[1] == i] == [what for what in heard[0] if what[1] == i]
+
+    async def ask_team() -> Any:
+        async with Live(Team.of({"one": folder}, max_tokens=8), hosts) as live:
+            return await live.ask(load_topology("stream"), "12+34=", reader=portions.append)
+
+    portions: list[Any] = []
+    result = asyncio.run(ask_team())
+    assert result.error is None and len(portions) == result.usage.tokens_out > 2 and tuple(portions) == result.delivery.portions
+
+
 @pytest.mark.ray
 def test_a_batch_is_shared_out_and_comes_back_in_order(hosts: Any) -> None:
     for count, sizes in ((5, {5: 5}), (40, {32: 32, 8: 8}), (100, {50: 100}), (600, {256: 512, 88: 88})):
