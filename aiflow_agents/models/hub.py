@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Shape, Want, beyond_text
+from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Shape, Told, Want, beyond_text, telling
 from aiflow_agents.models.turns import Turns
 
 if TYPE_CHECKING:
@@ -136,8 +136,29 @@ def _batches(places: Sequence[int], ids: Mapping[int, Sequence[int]]) -> Iterato
     yield from (ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH))
 
 
+class _Streamer:
+    """What transformers gives its tokens to while it makes them, a row's each step; the prompts come first. A row that has ended is padded."""
+
+    def __init__(self, told: Told, rows: int, ends: int | list[int] | None, pad: int):
+        self._told, self._going = told, set(range(rows))
+        self._last = {pad, *(ends if isinstance(ends, list) else [ends])}
+        self._at = -1
+
+    def put(self, tokens: Tensor) -> None:
+        for row, token in enumerate(tokens.tolist() if self._at >= 0 else ()):
+            if token in self._last:
+                self._going.discard(row)
+            elif row in self._going:
+                self._told(row, self._at, (token,), "")
+        self._at += 1
+
+    def end(self) -> None: ...
+
+
 class HubModel:
     """Answers requests with transformers' `generate`. Of a family it is one exit, which `exit` names (None: the last)."""
+
+    streams = True
 
     def __init__(self, info: ModelInfo, tokenizer: Any, model: Any, courier: Courier, exit: int | None = None):
         self.info, self.tokenizer, self.model, self.courier, self.exit = info, tokenizer, model, courier, exit
@@ -166,11 +187,13 @@ class HubModel:
             raise UserError(f"transformers cannot load model '{model}': {why}; `aiflow doctor` says whether the installation is at fault") from error
         return cls(info, tokenizer, loaded.eval(), Courier(folder, info.codecs), exit)
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
+    def generate(self, requests: Sequence[Request], told: Told | None = None) -> list[Reply | CallError]:
         """Answer each request; one that cannot be answered gives a `CallError` in its place. Greedy ones run together, sampled ones by themselves."""
-        return self.exchange(requests, {})[0]
+        return self.exchange(requests, {}, told)[0]
 
-    def exchange(self, requests: Sequence[Request], parcels: Mapping[str, bytes]) -> tuple[list[Reply | CallError], dict[str, bytes]]:
+    def exchange(
+        self, requests: Sequence[Request], parcels: Mapping[str, bytes], told: Told | None = None
+    ) -> tuple[list[Reply | CallError], dict[str, bytes]]:
         """As `generate`, and the coded hidden states that requests want, by digest. It goes on from nobody's: `parcels` are not read."""
         replies: dict[int, Reply | CallError] = {}
         prompts: dict[int, list[int]] = {}
@@ -189,7 +212,7 @@ class HubModel:
                 replies[i] = Reply("", (), (), len(prompt), 0, "length")
         for (_, room, _), group in together.items():
             for part in _batches(group, prompts):
-                made = self._generate([prompts[i] for i in part], requests[part[0]], room)
+                made = self._generate([prompts[i] for i in part], requests[part[0]], room, told and telling(told, part))
                 replies.update(zip(part, made, strict=True))
         packed = self._keep(requests, prompts, replies)
         return [replies[i] for i in range(len(requests))], packed
@@ -236,7 +259,7 @@ class HubModel:
             out = self.model.base_model(**given, output_hidden_states=True, use_cache=False)
         return [states[: len(ids)].clone() for ids, states in zip(sequences, out.hidden_states[layer], strict=True)]
 
-    def _generate(self, prompts: Sequence[list[int]], request: Request, room: int) -> list[Reply]:
+    def _generate(self, prompts: Sequence[list[int]], request: Request, room: int, told: Told | None = None) -> list[Reply]:
         """Answers of at most `room` tokens to prompts that are asked alike."""
         import torch
         from transformers import GenerationConfig
@@ -251,7 +274,10 @@ class HubModel:
         )  # fmt: skip
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
-            out = self.model.generate(**given, generation_config=config, tokenizer=self.tokenizer if request.stop else None)
+            out = self.model.generate(
+                **given, generation_config=config, tokenizer=self.tokenizer if request.stop else None,
+                streamer=None if told is None else _Streamer(told, len(prompts), ends, self.tokenizer.pad_token_id),
+            )  # fmt: skip
         said = out.sequences[:, given["input_ids"].shape[1] :]
         logprobs = torch.stack([torch.log_softmax(step.float(), -1).gather(1, said[:, t : t + 1])[:, 0] for t, step in enumerate(out.logits)], 1)
         end_ids = set(ends if isinstance(ends, list) else [ends])

@@ -288,6 +288,11 @@ class ModelInfo:
 Told = Callable[[int, int, tuple[int, ...], str], None]  # of which request, behind how many tokens of its answer, which ones, or else their text
 
 
+def telling(told: Told, places: Sequence[int]) -> Told:
+    """Tells of a part of the requests, by their places among all."""
+    return lambda i, *what: told(places[i], *what)
+
+
 @runtime_checkable
 class Model(Protocol):
     """Anything that answers batches of requests.

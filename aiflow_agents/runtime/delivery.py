@@ -54,9 +54,9 @@ class Delivery:
 
     @property
     def ms_per_token(self) -> float | None:
-        """Milliseconds for each token behind those that came first; None where all came at once."""
+        """Milliseconds for each token behind the first portion; None where that was all. 0 where a late first one held up all others (jitter)."""
         first, last = self.portions[0], self.portions[-1]
-        later = sum(portion.tokens for portion in self.portions if portion.at_s > first.at_s)
+        later = self.tokens - first.tokens
         return 1000 * (last.at_s - first.at_s) / later if later else None
 
     def as_json(self) -> dict[str, Any]:

@@ -50,6 +50,21 @@ def test_who_said_what_where_when_and_what_moved(room: Any, aiflow: Call) -> Non
     assert last.startswith(f"{truth}   after ") and f"6 calls, {total} bytes on links" in last
 
 
+@pytest.mark.parametrize("clock", ["virtual", "real"])
+def test_an_answer_is_printed_as_it_reaches_home(room: Any, aiflow: Call, clock: str) -> None:
+    args = ("run", "bravo 1001", "--team", "trio", "--clock", clock)
+    truth = room.truth("bravo 1001")
+    code, out, err = aiflow(*args, "--topology", "stream", "-T", "member=bob", "--stream")
+    match = re.fullmatch(rf"{truth}   after ([\d.]+) ms: 1 calls, .*; the first token after ([\d.]+) ms, then ([\d.]+) ms per token\n", out)
+    assert (code, err) == (0, "") and match and 0 < float(match[2]) < float(match[1])
+    code, out, _ = aiflow(*args, "--topology", "majority", "--stream")
+    assert code == 0 and re.fullmatch(r"\S+   after [\d.]+ ms: 3 calls, [^;]*\n", out)
+    code, out, _ = aiflow(*args, "--topology", "stream", "-T", "member=bob", "--stream", "--json")
+    said = json.loads(out)
+    assert code == 0 and said["delivery"]["tokens"] == 5 == sum(tokens for _, tokens in said["delivery"]["portions"])
+    assert said["delivery"]["portions"][-1][0] <= said["usage"]["latency_s"] and said["delivery"]["portions"][0][0] == said["delivery"]["first_token_s"]
+
+
 def test_as_data(room: Any, aiflow: Call) -> None:
     code, out, err = aiflow("run", "bravo 1001", "--team", "trio", "--topology", "debate", "-T", "rounds=2", "--network", "metro-5g", "--json")
     said = json.loads(out)

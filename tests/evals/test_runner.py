@@ -89,9 +89,35 @@ def test_the_folder_holds_what_was_promised(room: Any, specialists: Any) -> None
         assert arm["latency_s"] == {"p50": pytest.approx(np.percentile(latencies, 50)), "p95": pytest.approx(np.percentile(latencies, 95))}
         assert arm["flops"] > 0 or name == "oracle"
     assert all(VERDICT <= {*v} for v in summary["verdicts"])
+    assert "per token" not in (folder / "report.html").read_text()
     traces = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
     assert {trace["arm"] for trace in traces} == {*summary["arms"]} - {"oracle"} and all(trace["spans"] for trace in traces)
     assert (folder / "report.html").stat().st_size > 5000 and "dev done" in (folder / "run.log").read_text()
+
+
+def test_when_answers_were_at_home_is_said_of_arms_that_stream(room: Any) -> None:
+    from rich.console import Console
+
+    from aiflow_agents.evals.report import show
+
+    room.team("trio", {"ann": "ant", "bob": "bee", "cid": "cat"}, network="metro-5g")
+    room.suite("brief", dev=6, test=9, topologies="[majority, stream: {member: bob}]")
+    report = room.evaluate("brief")
+    streamed, lines = report.summary["arms"]["stream(member=bob)"], samples(report)
+    own = [line for line in lines if line["arm"] == "stream(member=bob)"]
+    assert all(line["delivery"]["first_token_s"] <= line["usage"]["latency_s"] and line["delivery"]["tokens"] == 5 for line in own) and len(own) == 9
+    for line in own:  # four tokens follow the first, and the last of them ends the answer
+        gap_s = line["usage"]["latency_s"] - line["delivery"]["first_token_s"]
+        assert line["delivery"]["ms_per_token"] == pytest.approx(250 * gap_s, abs=1e-3)
+    firsts = [line["delivery"]["first_token_s"] for line in own]
+    assert streamed["first_token_s"] == {"p50": pytest.approx(np.percentile(firsts, 50)), "p95": pytest.approx(np.percentile(firsts, 95))}
+    assert streamed["ms_per_token"] == pytest.approx(np.mean([line["delivery"]["ms_per_token"] for line in own]))
+    others = [arm for name, arm in report.summary["arms"].items() if name != "stream(member=bob)"]
+    assert not any({"first_token_s", "ms_per_token"} & {*arm} for arm in others)
+    assert not any("delivery" in line for line in lines if line["arm"] != "stream(member=bob)")
+    shown = Console(width=250, record=True, quiet=True)
+    show(report.summary, shown)
+    assert "per token" in shown.export_text() and "per token" in (report.folder / "report.html").read_text()
 
 
 def test_copies_of_one_model_never_beat_it(room: Any) -> None:

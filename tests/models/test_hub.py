@@ -54,6 +54,22 @@ def test_the_same_text_and_probabilities_as_our_own_engine(both: Any) -> None:
             assert theirs.logprobs == pytest.approx(ours.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("stop", [(), ("9",)])
+def test_it_tells_every_token_while_it_makes_them(both: Any, stop: tuple[str, ...]) -> None:
+    asked = [*(replace(request, stop=stop) for request in questions(20)), Request((Turn("user", "2+2="),), 4, Sampling(1.0), 5, stop)]
+    for model in both:
+        heard: list[Any] = []
+        replies = model.generate(asked, told=lambda *what, heard=heard: heard.append(what))
+        assert replies == model.generate(asked)
+        for i, reply in enumerate(replies):
+            ends = reply.token_ids[-1:] if reply.finish == "stop" and reply.token_ids[-1] in model_ends(both[1]) else ()
+            assert [(at, ids) for row, at, ids, _ in heard if row == i] == [(at, (t,)) for at, t in enumerate(reply.token_ids[: len(reply.token_ids) - len(ends)])]
+
+
+def model_ends(model: FamilyModel) -> frozenset[int]:
+    return model.engine.eos_ids
+
+
 def test_its_shape_is_counted_from_the_files_as_ours_is(both: Any, tally: Path) -> None:
     theirs, ours = (model.info for model in both)
     assert (theirs.engine, theirs.capabilities) == ("transformers", {"logprobs", "hidden"})

@@ -59,7 +59,7 @@ def write_report(run_folder: Path) -> Path:
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),
         command=f"aiflow eval --config {shlex.quote(str(run_folder / 'config.json'))}", config=config and _shown(config),
         decoded=[(name, arm) for name, arm in sorted_arms(summary) if arm.get("fidelity")],
-        some_stream=any(arm.get("ms_per_token") for arm in summary["arms"].values()),
+        some_stream=any(arm.get("ms_per_token") is not None for arm in summary["arms"].values()),
         some_over=any(arm.get("n_over_budget") for arm in summary["arms"].values()),
         percent=percent, points=points, p_text=p_text, quantity=quantity, cost=cost, share=capture_text)
     target = run_folder / "report.html"

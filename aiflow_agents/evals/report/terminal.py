@@ -22,7 +22,7 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     some_failed = any(arm.get("n_failed") for arm in summary["arms"].values())
     if some_failed:
         table.add_column("failed", justify="right", no_wrap=True)
-    some_stream = any(arm.get("ms_per_token") for arm in summary["arms"].values())
+    some_stream = any(arm.get("ms_per_token") is not None for arm in summary["arms"].values())
     for header in ("first token", "per token") if some_stream else ():
         table.add_column(header, justify="right", no_wrap=True)
     some_over = any(arm.get("n_over_budget") for arm in summary["arms"].values())
@@ -46,7 +46,7 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _each(arm: Mapping[str, Any]) -> str:
-    return quantity(arm["ms_per_token"] / 1000, "s") if arm.get("ms_per_token") else "-"
+    return quantity(arm["ms_per_token"] / 1000, "s") if arm.get("ms_per_token") is not None else "-"
 
 
 def decoding_table(summary: Mapping[str, Any]) -> Table:

@@ -14,7 +14,7 @@ from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat, chat_hash
 from aiflow_agents.models.family.config import DecoderConfig, read_json, weight_files
 from aiflow_agents.models.family.rank import Keep, cut, linears, ranks, spend
-from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Told, Want
+from aiflow_agents.models.protocol import CallError, ModelInfo, Parcel, Pass, Reply, Request, Told, Want, telling
 
 if TYPE_CHECKING:
     from aiflow_agents.models.family.courier import Courier
@@ -164,8 +164,10 @@ class FamilyModel:
                 from aiflow_agents.models.family.sight import see
 
                 made = see(model, model.eyes, some, parcels, packed)
+            elif how == "resume":
+                made = model._resume(some, exit, parcels, packed)
             else:
-                made = model._resume(some, exit, parcels, packed) if how == "resume" else model._read(some, exit, packed, told and _at(told, places))
+                made = model._read(some, exit, packed, told and telling(told, places))
             for i, reply in zip(places, made, strict=True):
                 replies[i] = reply
         return replies, packed  # type: ignore[return-value]
@@ -398,11 +400,6 @@ class FamilyModel:
         if made.odds is not None:
             coded = self.courier.told(made.odds, self.info.shape.vocab)
         return Reply(text, made.token_ids, made.logprobs, len(prompt), len(made.token_ids), made.finish, next=coded)
-
-
-def _at(told: Told, places: Sequence[int]) -> Told:
-    """Tells of a part of the requests, by their places among all."""
-    return lambda i, *what: told(places[i], *what)
 
 
 def end_ids(path: str | Path) -> tuple[int, ...]:
