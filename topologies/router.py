@@ -11,7 +11,7 @@ from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Needs, Topology, Trial
-from aiflow_agents.topology.selector import fit, predict
+from aiflow_agents.topology.selector import BUCKETS, Weights, fit, predict
 from aiflow_agents.wire.message import Message
 
 
@@ -19,8 +19,14 @@ class Router(Topology):
     """`weights` come from `fit`: [patterns + 1, members], in the order of `members`."""
 
     members: tuple[str, ...] = ()
-    weights: Any = None
+    weights: Weights | None = None
     needs = Needs(members=2)
+
+    def check(self, team: Team) -> None:
+        super().check(team)
+        team.only(*self.members)  # raises UnknownName
+        if self.weights is not None and self.weights.shape != (BUCKETS + 1, len(self.members)):
+            raise UnmetNeed("topology 'router' needs weights for its members, as they are fitted on a dev split")
 
     def fit(self, trial: Trial) -> Self:
         members = tuple(trial.correct)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json as json_module
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -21,10 +22,16 @@ if TYPE_CHECKING:
 
 def run(
     question: Annotated[str, typer.Argument(help='The question, such as "37*8=". A single dash reads it from standard input.')],
-    team: Annotated[str, typer.Option(help="A team by name or path.")] = "specialists",
-    topology: Annotated[str, typer.Option(help="How they talk; `aiflow list topology` shows what there is.")] = "debate",
+    team: Annotated[str | None, typer.Option(help="A team by name or path.", show_default="specialists, or the run's")] = None,
+    topology: Annotated[
+        str | None, typer.Option(help="How they talk; `aiflow list topology` shows what there is.", show_default="debate, or the run's best")
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of the topology; repeatable.", show_default=False)
+    ] = None,
+    fitted: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A run folder of `aiflow eval`: the team as it was evaluated, with what was learned on dev.", show_default=False),
     ] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the team's own.", show_default=False)] = None,
     fault: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=FAULT, show_default=False)] = None,
@@ -40,6 +47,7 @@ def run(
 ) -> int:
     """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network, unless the clock is real."""
     from aiflow_agents.cli.evaluate import limits, parameters
+    from aiflow_agents.evals.fitted import Fitted
     from aiflow_agents.evals.rehearsal import rehearse_one
     from aiflow_agents.runtime.live import Live
     from aiflow_agents.runtime.reading import Reading
@@ -50,8 +58,13 @@ def run(
 
     if pace and clock == "virtual":
         raise UserError("--pace is for --clock real: virtual seconds keep the network's pace without being waited for")
-    people = Team.load(team, network=network).with_faults(*fault or ())
-    pattern = load_topology(topology, parameters(parameter))
+    if fitted is None:
+        people, pattern = Team.load(team or "specialists", network=network), load_topology(topology or "debate", parameters(parameter))
+    else:
+        run = Fitted.read(fitted)
+        people = run.team(Team.load(team, network=network)) if team else run.load_team(network)
+        pattern = run.topology(topology, parameters(parameter))
+    people = people.with_faults(*fault or ())
     text = sys.stdin.read().strip() if question == "-" else question
     if not text.strip():
         raise UserError("the question is empty")

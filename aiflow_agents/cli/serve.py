@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -13,15 +14,19 @@ REMEDY = "pip install 'aiflow-agents[serve]'"
 
 
 def serve(
-    team: Annotated[list[str] | None, typer.Argument(help="Teams by name or path.", show_default="specialists")] = None,
+    team: Annotated[list[str] | None, typer.Argument(help="Teams by name or path.", show_default="specialists, or the run's")] = None,
     topology: Annotated[
-        str | None, typer.Option(help="How a team talks when a client asks for it by its own name.", show_default="majority")
+        str | None, typer.Option(help="How a team talks when a client asks for it by its own name.", show_default="majority, or the run's best")
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of that topology; repeatable.", show_default=False)
     ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="Another topology that clients may choose; repeatable.", show_default="all that fit")
+    ] = None,
+    fitted: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="A run folder of `aiflow eval`: the team as it was evaluated, with what was learned on dev.", show_default=False),
     ] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the teams' own.", show_default=False)] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
@@ -52,12 +57,13 @@ def serve(
     from aiflow_agents.serve.settings import Settings, digests_from
 
     limits = Limits(body_bytes=max_body_bytes, answer_s=max_seconds, rate=max_rate, at_once=at_once)
-    keys, names = digests_from(key_variable), team or ["specialists"]
+    keys, names = digests_from(key_variable), team or ([] if fitted else ["specialists"])
     if place == "spread" and runtime == "inline":
         raise UserError("--place spread is for --runtime ray: one process is one place")
     settings = Settings(
-        names, topology, parameters(parameter), allow or (), network, runtime, ray_address, place == "spread", host_gpus, keys, limits, seed, pace
-    )
+        names, topology, parameters(parameter), allow or (), network, runtime, ray_address, place == "spread", host_gpus, keys, limits, seed, pace,
+        str(fitted) if fitted else None,
+    )  # fmt: skip
     models = settings.models()
     if host not in LOOPBACK and not keys:
         typer.echo(f"aiflow: warning: everybody who reaches {host}:{port} can use this: --key-variable asks for a key", err=True)

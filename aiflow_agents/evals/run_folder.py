@@ -1,7 +1,8 @@
 """A run is a folder. Whatever stops it, what was finished is there, and `--resume` goes on from it.
 
 `config.json` what was asked; `samples.jsonl` one line per arm, task and repeat, as it ends; `trace.jsonl` the spans of the first tasks;
-`calls.sqlite` remembered answers; `summary.json` and `report.html` at the end; `curves.json` where `aiflow curve` was asked for some; `run.log`.
+`calls.sqlite` remembered answers; `fitted.json` what dev has taught; `summary.json` and `report.html` at the end; `curves.json` where `aiflow
+curve` was asked for some; `run.log`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aiflow_agents.runtime.budget import Budget
 
 Sample = dict[str, Any]
 OK, FAILED, OVER_BUDGET = "ok", "failed", "over budget"  # a sample's status
-CURVES = "curves.json"
+CURVES, FITTED = "curves.json", "fitted.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -188,6 +189,10 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         self._log.add(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
+
+    def learned(self, text: str) -> None:
+        """What dev has taught (see `evals.fitted`): the same again when the run goes on."""
+        write_whole(self.path / FITTED, text)
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

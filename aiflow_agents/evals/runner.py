@@ -25,6 +25,7 @@ import numpy as np
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import clusters, measures, verdict
 from aiflow_agents.evals.capacity import capacities
+from aiflow_agents.evals.fitted import written
 from aiflow_agents.evals.rivals import RIVALS, rivals
 from aiflow_agents.evals.run_folder import FAILED, OK, OVER_BUDGET, RunFolder, Sample
 from aiflow_agents.evals.suite import Suite
@@ -120,6 +121,8 @@ class Evaluation:
         test = self.test  # a mistake in it is said before anything runs
         trial, arms, best = self.choose(self.executor(hosts, memory, watch, teller), watch)
         folder.log(f"dev done: best member {trial.best_member}, best topology {best}")
+        fitted = {arm.name: arm.topology for arm in arms if arm.kind in ("topology", "placebo")}
+        folder.learned(written(trial.team, self.suite.file.extract, self.prepare(), fitted, best))
         self._test(arms, test, trial.team, folder, hosts, memory, watch, teller)
         capacity = capacities(trial.team, test, hosts, memory) if self.suite.file.extract == "text" else {}
         folder.add(oracle([arm.name for arm in arms if arm.kind == "member"], [task.id for task in test], self.repeats, folder))

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from aiflow_agents import catalog
 from aiflow_agents.errors import AIFlowError, NotHere, UnknownName, UserError
+from aiflow_agents.evals.fitted import Fitted, plain
 from aiflow_agents.evals.rehearsal import rehearse_one
 from aiflow_agents.models.protocol import Sampling
 from aiflow_agents.runtime.task import Task
@@ -39,7 +40,8 @@ class Served:
     @cached_property
     def fingerprint(self) -> str:
         """Changes when the weights, the tokenizers, or the way of talking change."""
-        said = [self.topology.name(), self.topology.learned(), *(agent.fingerprint for agent in self.team)]
+        how = self.topology.name(), plain(self.topology) or self.topology.learned()
+        said = [*how, *((agent.fingerprint, agent.calibration) for agent in self.team)]
         return f"fp_{hashlib.blake2b(repr(said).encode(), digest_size=6).hexdigest()}"
 
     @cached_property
@@ -70,22 +72,27 @@ class Models:
 
     @classmethod
     def of(
-        cls, teams: Sequence[Team], topology: str | None = None, parameters: Mapping[str, Any] | None = None, allowed: Sequence[str] = ()
-    ) -> Models:
+        cls, teams: Sequence[Team], topology: str | None = None, parameters: Mapping[str, Any] | None = None, allowed: Sequence[str] = (),
+        fitted: Fitted | None = None,
+    ) -> Models:  # fmt: skip
         """The teams under `topology` (by default a majority), under every other one that fits (or those `allowed`), and their members.
+
+        With a `fitted` run topologies are as they were evaluated there, by default the best one; what learns and was not in that run is left out.
 
         Raises UserError where `topology`, or one of `allowed`, does not fit a team.
         """
+        load: Callable[..., Topology] = fitted.topology if fitted else load_topology
         models: list[Served] = []
         for team in teams:
-            default = _fitting(load_topology(topology or ("majority" if len(team) > 1 else "single"), parameters), team)
+            usual = None if fitted else "majority" if len(team) > 1 else "single"
+            default = _fitting(load(topology or usual, parameters), team)
             own = default.name()
             models += [Served(team.name, team, default), Served(f"{team.name}/{own}", team, default)]
             if allowed:
-                others = (_fitting(load_topology(name), team) for name in allowed)
+                others = (_fitting(load(name), team) for name in allowed)
                 models += [Served(f"{team.name}/{other.name()}", team, other) for other in others if other.name() != own]
             else:
-                found = (_other(entry.name, team) for entry in catalog.entries("topology") if entry.name not in (own, "single"))
+                found = (_other(load, entry.name, team) for entry in catalog.entries("topology") if entry.name not in (own, "single"))
                 models += [Served(f"{team.name}/{other.name()}", team, other) for other in found if other is not None]
             single = load_topology("single")
             models += [Served(f"{team.name}/{agent.name}", team.only(agent.name), single, agent.name) for agent in team]
@@ -139,9 +146,9 @@ def _fitting(topology: Topology, team: Team) -> Topology:
     return topology
 
 
-def _other(name: str, team: Team) -> Topology | None:
+def _other(load: Callable[..., Topology], name: str, team: Team) -> Topology | None:
     """A topology, if it can be had as it is and this team can be asked through it."""
     try:
-        return _fitting(load_topology(name), team)
+        return _fitting(load(name), team)
     except (UserError, NotHere):
         return None

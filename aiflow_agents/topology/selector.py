@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 from zlib import crc32
 
 import numpy as np
+from pydantic import BeforeValidator, PlainSerializer
 from scipy.optimize import minimize
 
 BUCKETS = 512
 _WORD = re.compile(r"[A-Za-z]{3,}")
+
+
+def _matrix(value: object) -> np.ndarray:
+    """Raises ValueError for what is no list of equally long lists of numbers."""
+    try:
+        found = np.asarray(value, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        found = np.empty(0)
+    if found.ndim != 2:
+        raise ValueError("expected rows of numbers, as they are fitted on a dev split")
+    return found
+
+
+Weights = Annotated[np.ndarray, BeforeValidator(_matrix), PlainSerializer(np.ndarray.tolist, return_type=list)]
 
 
 def features(questions: Sequence[str]) -> np.ndarray:
