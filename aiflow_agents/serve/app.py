@@ -23,6 +23,7 @@ from aiflow_agents.runtime.live import Live
 from aiflow_agents.serve.answers import Pieces, Whole, answer
 from aiflow_agents.serve.gate import Gate, Keys, Limits
 from aiflow_agents.serve.metrics import Metrics
+from aiflow_agents.serve.openapi import ChatAnswer, CompletionsAnswer, HealthBody, ModelBody, ModelsBody, describe, responses
 from aiflow_agents.serve.refusal import Answer, Refusal, of_validation
 from aiflow_agents.serve.schema import ChatAsked, CompletionsAsked
 from aiflow_agents.serve.served import Models, Served
@@ -100,32 +101,35 @@ def make_app(endpoint: Endpoint) -> FastAPI:
     """The routes of an endpoint."""
     app = FastAPI(title="AIFlow Agents", version=__version__, lifespan=endpoint.running, docs_url=None, redoc_url=None, redirect_slashes=False)
 
-    @app.post("/v1/chat/completions", summary="The last message is the question.")
+    refused = (400, 401, 404, 408, 413, 429, 500, 502, 503)
+
+    @app.post("/v1/chat/completions", summary="The last message is the question.", responses=responses(ChatAnswer, *refused, streams=True))
     async def chat(asked: ChatAsked, request: Request) -> Response:
         return await endpoint.respond(request, asked)
 
-    @app.post("/v1/completions", summary="Each prompt is a question.")
+    @app.post("/v1/completions", summary="Each prompt is a question.", responses=responses(CompletionsAnswer, *refused, streams=True))
     async def completions(asked: CompletionsAsked, request: Request) -> Response:
         return await endpoint.respond(request, asked)
 
-    @app.get("/v1/models", summary="Teams, each under the topologies that fit it, and their members.")
+    @app.get("/v1/models", summary="Teams, each under the topologies that fit it, and their members.", responses=responses(ModelsBody, 401, 500))
     async def models() -> Response:
         return Answer({"object": "list", "data": [_described(served) for served in endpoint.models]})
 
-    @app.get("/v1/models/{name:path}", summary="One of them.")
+    @app.get("/v1/models/{name:path}", summary="One of them.", responses=responses(ModelBody, 401, 404, 500))
     async def model(name: str) -> Response:
         return Answer(_described(endpoint.models.find(name)))
 
-    @app.get("/health", summary="Whether it answers.")
+    @app.get("/health", summary="Whether it answers.", responses=responses(HealthBody, 500))
     async def health() -> Response:
         return Answer({"status": "ok"})
 
-    @app.get("/metrics", summary="For Prometheus.")
+    @app.get("/metrics", summary="For Prometheus.", responses=responses(None, 401, 500))
     async def metrics() -> Response:
         gauges = {"aiflow_requests_inside": gate.inside, "aiflow_calls_waiting": endpoint.live.dispatcher.waiting}
         return PlainTextResponse(endpoint.metrics.text(gauges), media_type="text/plain; version=0.0.4")
 
     _speak(app)
+    describe(app, (served.name for served in endpoint.models), bool(endpoint.keys))
     gate = Gate(None, endpoint.keys, endpoint.limits, endpoint.metrics.answered)
     app.add_middleware(_Through, gate=gate)
     return app

@@ -32,12 +32,23 @@ def _number(value: Any) -> float:
         return 0.0 if isinstance(value, str) else float("inf")
 
 
-Count = Annotated[int, BeforeValidator(_integer)]
+INTEGER = BeforeValidator(_integer)
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stops = Annotated[list[Stop], Field(max_length=4)]
+Prompt = Annotated[str, Field(pattern=r"\S")]
+Prompts = Annotated[list[Prompt], Field(min_length=1, max_length=MOST_ANSWERS)]
+
+
+def _only(*values: Any) -> Any:
+    """A field of OpenAI's of which nothing but this is served. The schema says so; who asks for more is told in words."""
+    return Field(default=None, json_schema_extra={"enum": [None, *values]})
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    include_usage: bool | None = None
+    include_usage: Flag | None = None
 
 
 class TopologyChoice(BaseModel):
@@ -61,17 +72,17 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str
-    n: Annotated[Count, Field(ge=1, le=MOST_CHOICES)] | None = None
-    seed: Annotated[Count, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4), BeforeValidator(_listed)] = []
-    max_tokens: Annotated[Count, Field(ge=1, le=1_000_000)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    stream: bool | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), INTEGER] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), INTEGER] | None = None
+    stop: Annotated[Stops, BeforeValidator(_listed, json_schema_input_type=Stop | Stops | None)] = []
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000), INTEGER] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Number | None = _only(0)
+    frequency_penalty: Number | None = _only(0)
+    logit_bias: dict[str, Number] | None = _only({})
     topology: TopologyChoice | None = Field(default=None, description="an extension: how the team talks")
     user: Any = None
     metadata: Any = None
@@ -106,8 +117,8 @@ class Part(BaseModel):
     """A part of a message's content. Only text is served."""
 
     model_config = ConfigDict(extra="ignore")
-    type: str
-    text: str | None = None
+    type: Annotated[str, Field(json_schema_extra={"enum": ["text", "input_text"]})]
+    text: Annotated[str | None, Field(json_schema_extra={"type": "string"})] = None
 
     @model_validator(mode="after")
     def _is_text(self) -> Part:
@@ -139,13 +150,13 @@ class ChatAsked(Asked):
     """`POST /v1/chat/completions`. The last message is the question, and the user's; those before it led to it."""
 
     messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=1000)]
-    max_completion_tokens: Annotated[Count, Field(ge=1, le=1_000_000)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[Count, Field(ge=0, le=20)] | None = None
-    response_format: Any = None
-    tools: Any = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000), INTEGER] | None = None
+    logprobs: Flag | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), INTEGER] | None = _only(0)
+    response_format: Any = _only({"type": "text"})
+    tools: Any = _only([])
     tool_choice: Any = None
-    functions: Any = None
+    functions: Any = _only([])
     modalities: Any = None
     reasoning_effort: Any = None
     parallel_tool_calls: Any = None
@@ -177,11 +188,11 @@ class ChatAsked(Asked):
 class CompletionsAsked(Asked):
     """`POST /v1/completions`. Each prompt is a question."""
 
-    prompt: Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=1, max_length=MOST_ANSWERS), BeforeValidator(_listed)]
-    logprobs: Annotated[Count, Field(ge=0, le=5)] | None = None
-    best_of: Count | None = None
-    echo: bool | None = None
-    suffix: str | None = None
+    prompt: Annotated[Prompts, BeforeValidator(_listed, json_schema_input_type=Prompt | Prompts)]
+    logprobs: Annotated[int, Field(ge=0, le=5), INTEGER] | None = _only(0, 1)
+    best_of: Annotated[int, INTEGER] | None = None
+    echo: Flag | None = _only(False)
+    suffix: str | None = _only("")
 
     @model_validator(mode="after")
     def _is_a_question(self) -> CompletionsAsked:

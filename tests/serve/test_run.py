@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import one_of
 
 from aiflow_agents.cli import main as door
 from aiflow_agents.serve.run import serve_inline
@@ -109,6 +112,37 @@ def test_rude_clients_do_no_harm(server: Server) -> None:
     for sent in (head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10], head[:40], b""):  # and then no more
         server.raw(sent, half_close=True)
     assert server.ask().status_code == 200 and server.process.poll() is None
+
+
+def test_500_requests_made_from_its_own_schema_are_answered_as_the_schema_says(server: Server) -> None:
+    """Those that follow it, and those that break it: no 5xx, nothing undeclared, and no status or body that the schema does not have."""
+    from schemathesis import GenerationMode, openapi
+    from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+    told, key = server.client.get("/openapi.json").json(), {"Authorization": f"Bearer {KEY}"}
+    for asked in ("ChatAsked", "CompletionsAsked"):
+        fields = told["components"]["schemas"][asked]["properties"]
+        for name in [name for name, field in fields.items() if not field.keys() & {"type", "anyOf", "$ref", "enum"}]:
+            del fields[name]  # may be anything, and is left alone: most of the time would go into making it up
+    schema = openapi.from_dict(told)
+    schema.config.update(base_url=f"http://127.0.0.1:{server.port}")
+    routes = [found.ok() for found in schema.get_all_operations()]
+    made = [route.as_strategy(generation_mode=mode) for route in routes for mode in GenerationMode if mode.is_positive or "models" not in route.path]
+    seen: Counter[tuple[str, int]] = Counter()
+
+    @settings(max_examples=500, deadline=None, database=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(case=one_of(made))
+    def ask(case: Any) -> None:
+        answer = case.call(headers=key)
+        seen[case.operation.path, answer.status_code] += 1
+        assert answer.status_code < 500, answer.text
+        too_large = [negative_data_rejection] if answer.status_code == 413 else []  # refused before it is read
+        case.validate_response(answer, headers=key, excluded_checks=[positive_data_acceptance, *too_large])  # no schema can say all that is not served
+
+    ask()
+    assert sum(seen.values()) == 500
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert {200, 400, 401} <= {status for at, status in seen if at == path}, seen
 
 
 def test_what_is_under_way_comes_to_its_end_and_no_key_is_in_any_log(server: Server) -> None:
