@@ -71,7 +71,7 @@ def serve(
     def ready(at: int) -> None:
         typer.echo(f"{len(models.by_name)} models at http://{f'[{host}]' if ':' in host else host}:{at}/v1: {', '.join(models.by_name)}")
 
-    on_serve = runtime == "ray" and all(find_spec(module) for module in ("grpc", "aiohttp", "watchfiles"))
+    on_serve = runtime == "ray" and all(find_spec(module) for module in ("grpc", "watchfiles"))
     if runtime == "ray" and not on_serve:
         typer.echo(f"aiflow: without Ray Serve, one process answers HTTP and Ray computes: {REMEDY}", err=True)
     if on_serve:

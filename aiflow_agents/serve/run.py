@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from aiflow_agents.errors import UserError
 from aiflow_agents.serve.app import app_of
 from aiflow_agents.serve.settings import Settings
 
@@ -29,7 +30,12 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
     started = not ray.is_initialized()
     if started:
         here: dict[str, Any] = {} if settings.ray_address else {"include_dashboard": False}
-        ray.init(address=settings.ray_address or "local", log_to_driver=False, configure_logging=False, **here)
+        try:
+            ray.init(address=settings.ray_address or "local", log_to_driver=False, configure_logging=False, **here)
+        except Exception as error:
+            if "timed out" in str(error):  # in words alone does Ray tell this from other failures
+                raise UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") from error
+            raise
     located, ended = settings.located(), threading.Event()
 
     def build() -> Any:

@@ -17,8 +17,7 @@ from aiflow_agents.runtime.team import Team
 from aiflow_agents.serve.app import Endpoint, make_app
 from aiflow_agents.serve.served import Models
 from aiflow_agents.serve.settings import Settings
-
-from .conftest import chat
+from tests.serve.conftest import chat
 
 TOPOLOGIES = "[weighted, router, cascade, {debate: {rounds: 2}}]"
 
