@@ -29,8 +29,8 @@ from aiflow_agents.runtime.team import TeamFile
 
 STEPS = 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6  # of klt by=output: from 100 bytes a camera down to what text has
 CODECS = (
-    "float16", "int8", "int4+ans", "klt:step=0.5+ans", "klt:step=1.5+ans", "klt:step=3+ans",
-    *(f"klt:step={step:g},by=output,places=36+ans" for step in STEPS),
+    "float16", "int8", "int4+range", "klt:step=0.5+range", "klt:step=1.5+range", "klt:step=3+range",
+    *(f"klt:step={step:g},by=output,places=36+range" for step in STEPS),
     "merge:step=0.5", "merge:step=1", "merge:step=2", "merge:step=3", "merge:step=0.5,spread=0.3", "merge:step=3,spread=0.45",
 )  # fmt: skip
 SHARES = 0.75, 0.5  # of a picture's patches that stay apart, where their number is fixed
@@ -95,8 +95,8 @@ def bench_views(folder: Path, asked: Views | None, *, runtime: str = "inline", m
 
 
 def stem(spec: str) -> str:
-    """A codec's name as that of a file: `klt:step=0.5+ans` -> `klt-step=0.5`."""
-    return spec.removesuffix("+ans").replace(":", "-").replace(",", "-")
+    """A codec's name as that of a file: `klt:step=0.5+range` -> `klt-step=0.5`."""
+    return spec.removesuffix("+range").replace(":", "-").replace(",", "-")
 
 
 def _team(folder: Path, suite: Suite, asked: Views, watch: Watcher) -> tuple[Path, dict[str, str]]:

@@ -64,7 +64,7 @@ def family(spec: str) -> str:
     """Codecs whose points belong on one line."""
     name = spec.partition(":")[0].partition("+")[0]
     name = "raw" if name in ("float32", "float16", "bfloat16") else name.rstrip("0123456789")
-    coded = spec.endswith("+ans") or name == "predict"
+    coded = spec.endswith("+range") or name == "predict"
     return name + (" by output" if "by=output" in spec else "") + ("" if coded else ", packed")
 
 

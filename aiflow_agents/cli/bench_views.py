@@ -15,7 +15,7 @@ from aiflow_agents.errors import UserError
 def views(
     suite: Annotated[str, typer.Argument(help="A suite about scenes whose pictures may leave, by name or path.")] = "open-views",
     codec: Annotated[
-        list[str] | None, typer.Option(help="A codec of features, as in klt:step=1.5+ans or merge:step=1.5; repeatable. Default: a ladder.", show_default=False)
+        list[str] | None, typer.Option(help="A codec of features, as in klt:step=1.5+range or merge:step=1.5; repeatable. Default: a ladder.", show_default=False)
     ] = None,
     budget: Annotated[list[int] | None, typer.Option(min=1, help="Bytes of a JPEG; repeatable. Default: a ladder.", show_default=False)] = None,
     arm: Annotated[

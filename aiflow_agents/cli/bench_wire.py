@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 MODEL = "willow"
 CODECS = (
-    "float16", "bfloat16", "bfloat16+ans", "int8", "int8+ans", "int4", "int4+ans", "int:bits=3+ans", "hadamard:bits=8+ans", "hadamard+ans",
-    "outliers+ans", "klt:bits=8,rank=64+ans", "klt:bits=4+ans", "klt:step=0.25+ans", "klt:step=0.5", "klt:step=0.5+ans", "klt:step=1+ans",
-    "klt:step=0.25,by=output+ans", "klt:step=0.5,by=output+ans", "klt:step=1,by=output+ans", "predict:step=0.4", "predict:step=0.55", "predict:step=0.7", "predict:step=0.85",
+    "float16", "bfloat16", "bfloat16+range", "int8", "int8+range", "int4", "int4+range", "int:bits=3+range", "hadamard:bits=8+range", "hadamard+range",
+    "outliers+range", "klt:bits=8,rank=64+range", "klt:bits=4+range", "klt:step=0.25+range", "klt:step=0.5", "klt:step=0.5+range", "klt:step=1+range",
+    "klt:step=0.25,by=output+range", "klt:step=0.5,by=output+range", "klt:step=1,by=output+range", "predict:step=0.4", "predict:step=0.55", "predict:step=0.7", "predict:step=0.85",
     "predict:step=1",
 )  # fmt: skip
-SHIPPED = {"predict": "predict:step=0.66,step.3=0.64", "klt": "klt:step=0.25,by=output+ans", "lower": "klt:step=0.25+ans"}  # what `calibrate` fits, by name
+SHIPPED = {"predict": "predict:step=0.66,step.3=0.64", "klt": "klt:step=0.25,by=output+range", "lower": "klt:step=0.25+range"}  # what `calibrate` fits, by name
 SAMPLE = {"predict": 16000}  # training questions that a codec is fitted on, by name
 OTHERS = 4000
-LOWER_CODECS = ("float16", "int8+ans", "int4+ans", "int:bits=3+ans", "klt:step=0.25+ans", "klt:step=0.5+ans", "klt:step=1+ans")
+LOWER_CODECS = ("float16", "int8+range", "int4+range", "int:bits=3+range", "klt:step=0.25+range", "klt:step=0.5+range", "klt:step=1+range")
 
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
 Layer = Annotated[int, typer.Option(min=0, help="Cut at the input of this layer.")]
@@ -39,7 +39,7 @@ def wire(
     layer: Layer = 3,
     exit: Annotated[int | None, typer.Option(help="Where the states are gone on to. Default: the last exit.", show_default=False)] = None,
     codec: Annotated[
-        list[str] | None, typer.Option(help="A codec as in klt:step=0.5+ans, or a file of one that was fitted; repeatable. Default: all kinds, and those in the model's codecs/.", show_default=False)
+        list[str] | None, typer.Option(help="A codec as in klt:step=0.5+range, or a file of one that was fitted; repeatable. Default: all kinds, and those in the model's codecs/.", show_default=False)
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="How many test questions travel.")] = 1000,
     calibration: Annotated[int, typer.Option(min=20, help="How many training questions codecs are fitted on.")] = OTHERS,
@@ -87,14 +87,14 @@ def wire(
 
 # and for the features of a model that sees
 SIGHT = {  # the same for features of cameras that stand still
-    "klt": "klt:step=0.5,by=output,places=36+ans", "coarse": "klt:step=2.6,by=output,places=36+ans", "int8": "int8", "int4": "int4+ans", "merge": "merge:step=0.5,spread=0.2",
+    "klt": "klt:step=0.5,by=output,places=36+range", "coarse": "klt:step=2.6,by=output,places=36+range", "int8": "int8", "int4": "int4+range", "merge": "merge:step=0.5,spread=0.2",
 }  # fmt: skip
 
 
 def calibrate(
     model: Model = MODEL,
     layer: Annotated[list[int] | None, typer.Option(min=0, help="Cut at the input of this layer; repeatable. Default: where exits leave.", show_default=False)] = None,
-    codec: Annotated[str | None, typer.Option(help="As in klt:step=0.5+ans, or predict:step=0.7,step.3=0.6 with a step of its own at layer 3. Default: all that a family ships.", show_default=False)] = None,
+    codec: Annotated[str | None, typer.Option(help="As in klt:step=0.5+range, or predict:step=0.7,step.3=0.6 with a step of its own at layer 3. Default: all that a family ships.", show_default=False)] = None,
     name: Annotated[str | None, typer.Option(help="What it is called. Default: as the codec, up to its settings; lower where it is for those.", show_default=False)] = None,
     value: Annotated[
         float, typer.Option(min=0, help="Of predict: bits a number that a nat of lost knowledge is worth; the more, the better and the larger. 0: no training.")

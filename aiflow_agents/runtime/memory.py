@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import ModelInfo, Parcel, Pass, Reply, Request, Want
+from aiflow_agents.wire.frame import VERSION
 
 Key = tuple[str, Request]  # a model's fingerprint, and what it was asked
 
@@ -34,6 +35,8 @@ def digest(key: Key) -> bytes:
             said.append([parcel.digest for parcel in request.parcel.chain])
     if request.begin or request.top:
         said.append({"begin": request.begin, "top": request.top})
+    if request.want or request.top:
+        said.append({"frames": VERSION})  # what is remembered holds a frame, or its length
     if request.picture or request.features:
         said.append({"picture": request.picture and request.picture.digest, "features": [parcel.digest for parcel in request.features]})
     if request.score:

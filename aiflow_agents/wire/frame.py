@@ -1,7 +1,11 @@
-"""Frames: a small typed header and raw bytes, the same on every wire.
+"""Frames: a few bytes of header and then what is said, the same on every wire.
 
-    text      | kind: 1 byte | header length: 2 bytes | header: msgpack list | body: raw |
-    others    | kind: 1 byte | header length: 1 byte  | header: msgpack list of whole numbers | body: raw | crc32: 4 bytes |
+    message   | kind and flags: 1 byte | author | id | confidence: 4 bytes, if any | text | or: text with its length, if any; a payload's frame |
+    others    | kind: 1 byte | header: as many whole numbers as the kind has | body: raw | crc32: 4 bytes |
+
+A whole number is a varint: seven bits a byte, the lowest first, the top bit where more follow. A name is its length and its letters; an id that is
+the author's name and a number is that number alone. What both sides know is not sent again: a message that says nothing has no text, and what a
+handshake or a codec has settled stands in no header.
 
 Nothing is ever unpickled. The size of a message is the length of its frame, never an estimate. Damaged text can be seen; a damaged tensor looks
 like any other, so those frames end with a checksum. It also covers what both sides have agreed on (codec and calibration), which costs no further
@@ -10,18 +14,21 @@ byte: a frame for another codec is refused like a damaged one.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-import msgpack
-
 from aiflow_agents.errors import AIFlowError
 
-TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE, JPEG = 1, 2, 3, 4, 5, 6, 7, 8
-_START = struct.Struct("<BH")
-_SEAL = struct.Struct("<I")
+VERSION = 2  # said in every hello, and beside remembered payloads: frames of other versions are not read
+TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE, JPEG, STATES = 1, 2, 3, 4, 5, 6, 7, 8, 9
+HEADERS = {HIDDEN: 3, STATES: 2, LOGITS: 4, KV: 5, HELLO: 1, TOKENS: 0, PICTURE: 3, JPEG: 5}  # how many whole numbers each has
+SURE, NAMED, LOADED, SAID = 0x10, 0x20, 0x40, 0x80  # confidence there; id spelled out; a payload's frame follows; and text is before that
+LONGEST = 10  # bytes of a whole number
+_CONFIDENCE, _SEAL = struct.Struct("<f"), struct.Struct("<I")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class FrameError(AIFlowError):
@@ -29,42 +36,56 @@ class FrameError(AIFlowError):
 
 
 class TextFrame(NamedTuple):
-    """A text message as it came off the wire. `confidence` has 32 bits: 16 would make every very sure member equally sure."""
+    """A message as it came off the wire. `confidence` has 32 bits: 16 would make every very sure member equally sure. `payload` is a frame too."""
 
     id: str
     author: str
     text: str
     confidence: float | None
+    payload: bytes = b""
 
 
-def encode_text(message_id: str, author: str, text: str, confidence: float | None) -> bytes:
-    """Encode a text message. Confidence in [0, 1], or None. Raises FrameError when the names do not fit into a header."""
-    header = msgpack.packb([message_id, author, confidence], use_single_float=True)
-    if len(header) > 0xFFFF:
-        raise FrameError(f"a header of {len(header)} bytes; id and author have room for {0xFFFF} together")
-    return _START.pack(TEXT, len(header)) + header + text.encode(errors="surrogatepass")  # a terminal may hand over half a character
+def encode_text(message_id: str, author: str, text: str, confidence: float | None, *, loaded: bool = False) -> bytes:
+    """Encode a message. Confidence in [0, 1], or None. `loaded`: this is its beginning, and the frame of a payload follows."""
+    flags, words = TEXT, text.encode(errors="surrogatepass")  # a terminal may hand over half a character
+    number = message_id[len(author) + 1 :] if message_id.startswith(f"{author}.") else ""
+    if _NUMBER.fullmatch(number):
+        names = _name(author) + varint(int(number))
+    else:
+        flags, names = flags | NAMED, _name(author) + _name(message_id)
+    if confidence is not None:
+        flags, names = flags | SURE, names + _CONFIDENCE.pack(confidence)
+    if loaded:
+        flags, names = flags | LOADED | (SAID if words else 0), names + (varint(len(words)) if words else b"")
+    return bytes((flags,)) + names + words
 
 
 def decode_text(frame: bytes) -> TextFrame:
-    """Decode a text frame. Raises FrameError for anything else, whatever the bytes."""
-    if len(frame) < _START.size or frame[0] != TEXT:
-        raise FrameError("not a text frame")
-    end = _START.size + _START.unpack_from(frame)[1]
-    if end > len(frame):
-        raise FrameError("the frame ends inside its header")
-    try:
-        header = msgpack.unpackb(frame[_START.size : end], strict_map_key=True)
-        text = frame[end:].decode(errors="surrogatepass")
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise FrameError(f"damaged frame: {error}") from None
-    if not isinstance(header, list) or len(header) != 3:
-        raise FrameError("damaged header: expected id, author and confidence")
-    message_id, author, confidence = header
-    if not (isinstance(message_id, str) and isinstance(author, str)):
-        raise FrameError("damaged header: id and author must be text")
-    if not (confidence is None or isinstance(confidence, float) and 0 <= confidence <= 1):
-        raise FrameError("damaged header: confidence out of range")
-    return TextFrame(message_id, author, text, confidence)
+    """Decode a message. Raises FrameError for anything else, whatever the bytes."""
+    flags = frame[0] if frame else 0
+    if flags & 0xF != TEXT or flags & SAID and not flags & LOADED:
+        raise FrameError("not a message")
+    author, at = _read_name(frame, 1)
+    if flags & NAMED:
+        message_id, at = _read_name(frame, at)
+    else:
+        number, at = read_varint(frame, at)
+        message_id = f"{author}.{number}"
+    confidence = None
+    if flags & SURE:
+        confidence, at = _CONFIDENCE.unpack(_part(frame, at, _CONFIDENCE.size))[0], at + _CONFIDENCE.size
+        if not 0 <= confidence <= 1:
+            raise FrameError("damaged message: confidence out of range")
+    words, payload = frame[at:], b""
+    if flags & LOADED:
+        size, at = read_varint(frame, at) if flags & SAID else (0, at)
+        words, payload = _part(frame, at, size), frame[at + size :]
+        if not payload or flags & SAID and not words:
+            raise FrameError("damaged message: what it says or brings is missing")
+    found = TextFrame(message_id, author, _letters(words, "surrogatepass"), confidence, payload)
+    if encode_text(*found[:4], loaded=bool(payload)) + payload != frame:
+        raise FrameError("damaged message: it could be said in fewer bytes")
+    return found
 
 
 def encode_tokens(token_ids: Sequence[int], since: int = 0) -> bytes:
@@ -72,7 +93,7 @@ def encode_tokens(token_ids: Sequence[int], since: int = 0) -> bytes:
 
     `since`: they follow the first so many tokens of a sequence, which the receiver has.
     """
-    return seal(TOKENS, [since] if since else [], msgpack.packb(list(token_ids)))
+    return seal(TOKENS, [since] if since else [], b"".join(map(varint, token_ids)))
 
 
 def decode_tokens(frame: bytes) -> tuple[int, ...]:
@@ -85,14 +106,12 @@ def decode_tokens(frame: bytes) -> tuple[int, ...]:
 
 def decode_part(frame: bytes) -> tuple[int, tuple[int, ...]]:
     """(how many tokens come before, token ids). Raises FrameError for anything else, whatever the bytes."""
-    sealed = unseal(frame)
-    try:
-        found = msgpack.unpackb(sealed.body, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise FrameError(f"damaged tokens: {error}") from None
-    whole = isinstance(found, list) and all(type(token) is int and token >= 0 for token in found)
-    if sealed.kind != TOKENS or len(sealed.header) > 1 or not whole:
+    sealed, found, at = unseal(frame), [], 0
+    if sealed.kind != TOKENS or len(sealed.header) > 1:
         raise FrameError("not a frame of tokens")
+    while at < len(sealed.body):
+        token, at = read_varint(sealed.body, at)
+        found.append(token)
     return sum(sealed.header), tuple(found)
 
 
@@ -104,26 +123,68 @@ class Sealed(NamedTuple):
     body: bytes
 
 
-def seal(kind: int, header: Sequence[int], body: bytes, agreed: bytes = b"") -> bytes:
-    """Frame a body with a header of whole numbers; `agreed` is what sender and receiver know already and must have in common."""
-    packed = msgpack.packb(list(header))
-    if len(packed) > 0xFF:
-        raise FrameError(f"a header of {len(packed)} bytes; there is room for 255")
-    frame = bytes((kind, len(packed))) + packed + body
+def seal(kind: int, header: Iterable[int], body: bytes, agreed: bytes = b"") -> bytes:
+    """Frame a body with as many whole numbers as its kind has; `agreed` is what sender and receiver know already and must have in common."""
+    frame = bytes((kind,)) + b"".join(map(varint, header)) + body
     return frame + _SEAL.pack(crc32(frame, crc32(agreed)))
 
 
 def unseal(frame: bytes, agreed: bytes = b"") -> Sealed:
     """Open a sealed frame. Raises FrameError for anything else, whatever the bytes."""
-    if len(frame) < 2 + _SEAL.size or 2 + frame[1] + _SEAL.size > len(frame):
+    if len(frame) < 1 + _SEAL.size:
         raise FrameError("the frame ends too early")
-    content, end = frame[: -_SEAL.size], 2 + frame[1]
+    content, at, header = frame[: -_SEAL.size], 1, []
     if _SEAL.unpack(frame[-_SEAL.size :])[0] != crc32(content, crc32(agreed)):
         raise FrameError("wrong checksum: the frame is damaged, or was written with another codec or calibration")
+    if frame[0] not in HEADERS:
+        raise FrameError(f"no frame has the kind {frame[0]}")
+    for _ in range(HEADERS[frame[0]]):
+        number, at = read_varint(content, at)
+        header.append(number)
+    return Sealed(frame[0], header, content[at:])
+
+
+def varint(number: int) -> bytes:
+    """A whole number, not negative, in as few bytes as it needs."""
+    if not 0 <= number < 1 << 7 * LONGEST:
+        raise FrameError(f"{number} does not fit into a frame")
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*found, number))
+
+
+def read_varint(frame: bytes, at: int) -> tuple[int, int]:
+    """The whole number that begins there, and where the next thing begins. Raises FrameError, also for one that has more bytes than it needs."""
+    number = 0
+    for place, byte in enumerate(frame[at : at + LONGEST]):
+        number |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            if place and not byte:
+                break
+            return number, at + place + 1
+    raise FrameError("damaged frame: expected a whole number")
+
+
+def _name(name: str) -> bytes:
+    letters = name.encode()
+    return varint(len(letters)) + letters
+
+
+def _read_name(frame: bytes, at: int) -> tuple[str, int]:
+    size, at = read_varint(frame, at)
+    return _letters(_part(frame, at, size)), at + size
+
+
+def _letters(found: bytes, errors: str = "strict") -> str:
     try:
-        header = msgpack.unpackb(frame[2:end], strict_map_key=True)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise FrameError(f"damaged header: {error}") from None
-    if not isinstance(header, list) or not all(type(number) is int and number >= 0 for number in header):
-        raise FrameError("damaged header: expected whole numbers")
-    return Sealed(frame[0], header, content[end:])
+        return found.decode(errors=errors)
+    except ValueError as error:
+        raise FrameError(f"damaged frame: {error}") from None
+
+
+def _part(frame: bytes, at: int, size: int) -> bytes:
+    if at + size > len(frame):
+        raise FrameError("the frame ends too early")
+    return frame[at : at + size]

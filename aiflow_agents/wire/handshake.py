@@ -13,7 +13,7 @@ from typing import Literal
 import msgpack
 
 from aiflow_agents.errors import AIFlowError
-from aiflow_agents.wire.frame import HELLO, FrameError, seal, unseal
+from aiflow_agents.wire.frame import HELLO, VERSION, FrameError, seal, unseal
 
 Form = Literal["text", "logits", "hidden", "kv"]
 
@@ -83,14 +83,16 @@ def hello(identity: Identity, codecs: Mapping[str, bytes] | None = None) -> byte
     """The frame that each side sends once: who it is, and the codecs that it has fitted, name -> fingerprint."""
     family, weights, tokenizer, *rest = astuple(identity)
     body = [family, bytes.fromhex(weights), bytes.fromhex(tokenizer), *rest, [[name, fingerprint] for name, fingerprint in (codecs or {}).items()]]
-    return seal(HELLO, [], msgpack.packb(body))
+    return seal(HELLO, [VERSION], msgpack.packb(body))
 
 
 def read_hello(frame: bytes) -> tuple[Identity, dict[str, bytes]]:
     """The other side's identity and its codecs, name -> fingerprint. Raises FrameError for anything else, whatever the bytes."""
     sealed = unseal(frame)
-    if sealed.kind != HELLO or sealed.header:
+    if sealed.kind != HELLO:
         raise FrameError("not a hello")
+    if sealed.header != [VERSION]:
+        raise FrameError(f"a hello of version {sealed.header[0]}; this side speaks version {VERSION}: update the older one")
     try:
         body = msgpack.unpackb(sealed.body, strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException) as error:

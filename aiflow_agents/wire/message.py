@@ -222,8 +222,9 @@ class Message:
         return len(self.encode()) + (self._cargo.nbytes if self._loaded and self._cargo else 0)
 
     def encode(self) -> bytes:
-        """The text frame that travels; hidden states, tokens or logits are a frame of their own behind it."""
-        return encode_text(self.id, self.author, self._said, self._confidence)
+        """The frame that travels, up to that of the hidden states, tokens, logits or picture which it may bring: that comes behind it."""
+        loaded = self._loaded and self._cargo is not None and self._cargo.nbytes > 0
+        return encode_text(self.id, self.author, self._said, self._confidence, loaded=loaded)
 
     def as_(self, form: Form, *, since: int = 0) -> Message:
         """The same message, of which only this form travels from here on. Free: nothing moves.

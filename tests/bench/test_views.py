@@ -69,7 +69,7 @@ def test_a_picture_shows_every_point(found: dict[str, Any]) -> None:
     titles = [title.text or "" for title in root.iter("{http://www.w3.org/2000/svg}title")]
     assert sorted(title.partition(": ")[0] if "merge" not in title else "merge" for title in titles) == sorted(
         "merge" if "merge" in point["what"] else point["what"] for point in found["points"])  # fmt: skip
-    assert [family({"kind": "features", "what": what}) for what in ("float16", "int4+ans", "klt:step=1+ans")] == ["float", "int", "klt"]
+    assert [family({"kind": "features", "what": what}) for what in ("float16", "int4+range", "klt:step=1+range")] == ["float", "int", "klt"]
 
 
 def test_it_goes_on_where_it_was(found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,4 +112,4 @@ def test_what_cannot_be_run_is_said_in_a_line(tmp_path: Path, capsys: pytest.Cap
                        (["specialists"], "several models"), (["controls-copies"], "does not see"), (["--plot", "nowhere/a.svg"], "is no folder")):  # fmt: skip
         assert main(["bench", "views", *args, *options]) == 2, args
         assert said in capsys.readouterr().err
-    assert bench.stem("klt:step=0.5+ans") == "klt-step=0.5" != bench.stem("klt:step=0.5,by=output+ans")
+    assert bench.stem("klt:step=0.5+range") == "klt-step=0.5" != bench.stem("klt:step=0.5,by=output+range")

@@ -67,7 +67,7 @@ def test_a_cache_that_arrives_whole_changes_nothing(cut: Cut) -> None:
     from aiflow_agents.bench.wire_lower import bench_lower
 
     questions = list(islice(stream(SKILLS, "test", 0), 12))
-    found, coarse = (bench_lower(cut, one, questions) for one in (codec("float32"), fit("int:bits=1+ans", cache_samples(cut.family, questions, 3))))
+    found, coarse = (bench_lower(cut, one, questions) for one in (codec("float32"), fit("int:bits=1+range", cache_samples(cut.family, questions, 3))))
     positions = sum(len(prompt_ids(q.text)) for q in questions)
     assert found["numbers"] == 2 * 3 * 64 * positions and found["bits"] == pytest.approx(32, rel=0.03)
     assert found["agreement"]["answers"] == 1.0 and found["kl"]["answers"] < 1e-6 and found["accuracy"]["lost"] == 0
@@ -79,10 +79,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "willow", "--layer", "1", "--layer", "3", "--name", "predict", "--value", "60", "--steps", "2", "2", "--draws", "2", "--out", str(tmp_path), *quick]) == 0
     assert "predict:step=0.66,boundary=5,step.3=0.64 for hidden.1, hidden.3" in capsys.readouterr().out
     fitted, plot = str(tmp_path / "predict.safetensors"), tmp_path / "plot.svg"
-    wanted = ["bench", "wire", "willow", "--layer", "1", "--exit", "3", "--questions", "20", "--codec", fitted, "--codec", "int8+ans", "--plot", str(plot), *quick]
+    wanted = ["bench", "wire", "willow", "--layer", "1", "--exit", "3", "--questions", "20", "--codec", fitted, "--codec", "int8+range", "--plot", str(plot), *quick]
     assert main([*wanted, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["codec"] for row in found["codecs"]] == ["predict:step=0.66,boundary=5,step.3=0.64", "int8+ans"] and found["exit"] == 3
+    assert [row["codec"] for row in found["codecs"]] == ["predict:step=0.66,boundary=5,step.3=0.64", "int8+range"] and found["exit"] == 3
     assert 0 < found["codecs"][0]["bits"] < found["codecs"][1]["bits"] < 9
     assert main(["calibrate", "willow", "--out", str(tmp_path / "all"), *quick]) == 0
     assert [line.partition(": ")[0][len(str(tmp_path)) + 5 :] for line in capsys.readouterr().out.splitlines()] == [f"{name}.safetensors" for name in SHIPPED]
@@ -122,7 +122,7 @@ def test_a_mistake_is_one_line(words: list[str], said: str, capsys: pytest.Captu
 
 
 def test_codecs_of_a_kind_share_a_line() -> None:
-    assert [family(spec) for spec in ("float16", "bfloat16+ans", "int4+ans", "int:bits=3+ans", "klt:step=1,by=output+ans", "klt:step=1", "predict:step=1")] == [
+    assert [family(spec) for spec in ("float16", "bfloat16+range", "int4+range", "int:bits=3+range", "klt:step=1,by=output+range", "klt:step=1", "predict:step=1")] == [
         "raw, packed", "raw", "int", "int", "klt by output", "klt, packed", "predict",
     ]  # fmt: skip
     assert wire_svg([], "<none> & nothing").startswith("<svg")

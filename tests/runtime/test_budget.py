@@ -17,7 +17,7 @@ from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.wire.message import Message
 
-QUESTION, SAID = 14, 24  # bytes of `q`, and of `tim:q` with its confidence
+QUESTION, SAID = 10, 15  # bytes of `q`, and of `tim:q` with its confidence
 READ_2 = Shape(1, 5, 1, 1, 5, 10, 5, 10).flops(2, 1)[0]
 
 

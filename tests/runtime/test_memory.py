@@ -76,7 +76,13 @@ def test_everything_in_a_request_decides() -> None:
 def test_the_digests_of_old_requests_stay() -> None:
     """Computed before requests could begin an answer."""
     assert digest(("model", REQUEST)).hex() == "254565f9bb910dcc993014df2ed0aadb937fa462"
-    assert digest(("model", replace(REQUEST, exit=3, want=Want(2, "int8", True)))).hex() == "801dc84dde7d59a27e9816d40a066d118d0ac517"
+
+
+def test_answers_that_brought_a_frame_are_asked_again_when_frames_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    framed = [replace(REQUEST, want=Want(2)), replace(REQUEST, top=Top(1))]
+    before, plain = [digest(("model", one)) for one in framed], digest(("model", REQUEST))
+    monkeypatch.setattr("aiflow_agents.runtime.memory.VERSION", 3)
+    assert plain == digest(("model", REQUEST)) and not set(before) & {digest(("model", one)) for one in framed}
 
 
 text = st.text(max_size=3)

@@ -234,8 +234,8 @@ def fitted(willow: Path, tmp_path: Path) -> Fitted:
         shutil.copytree(willow, folder)
         (folder / "codecs").mkdir()
         save(fit(f"predict:step={step}", states), folder / "codecs" / "predict.safetensors")
-        save(fit("klt:step=0.02+ans", states), folder / "codecs" / "klt.safetensors")
-        save(fit("int8+ans", cache_samples(family, questions, 3)), folder / "codecs" / "lower.safetensors")
+        save(fit("klt:step=0.02+range", states), folder / "codecs" / "klt.safetensors")
+        save(fit("int8+range", cache_samples(family, questions, 3)), folder / "codecs" / "lower.safetensors")
         return folder
 
     return make

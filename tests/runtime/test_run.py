@@ -43,7 +43,7 @@ def test_a_topology_cannot_read_what_is_elsewhere(stage: Any, team: Any, read: s
 
     result = stage.do(team, peek)
     assert result.answer is None and result.error == "NotHere: message tim.1 of tim is at tower, not at phone; `await message.to('phone')` moves it"
-    assert result.usage.calls == 1 and result.usage.wire_bytes == 14  # what it cost so far; nothing came back
+    assert result.usage.calls == 1 and result.usage.wire_bytes == 10  # what it cost so far; nothing came back
 
 
 def test_what_is_here_or_was_brought_here_can_be_read_and_the_rest_is_free(stage: Any, team: Any) -> None:
@@ -57,7 +57,7 @@ def test_what_is_here_or_was_brought_here_can_be_read_and_the_rest_is_free(stage
     seen: list[Any] = []
     assert stage.do(team, look).answer == "ann:q"
     (text, name, author, node, size), brought = seen
-    assert (text, author, node, size) == ("ann:q", "tim", "tower", 24) and name.startswith("tim.") and brought == ("tim:q", "phone", "tower")
+    assert (text, author, node, size) == ("ann:q", "tim", "tower", 15) and name.startswith("tim.") and brought == ("tim:q", "phone", "tower")
 
 
 def test_the_answer_is_brought_home_and_the_time_counted_there(stage: Any, team: Any) -> None:
@@ -70,7 +70,7 @@ def test_the_answer_is_brought_home_and_the_time_counted_there(stage: Any, team:
         await asyncio.sleep(10)
         return message
 
-    assert far.answer == "tim:q" and far.usage.wire_bytes == 14 + 24
+    assert far.answer == "tim:q" and far.usage.wire_bytes == 10 + 15
     assert stage.do(team, linger).usage.latency_s == pytest.approx(far.usage.latency_s + 10)
 
 

@@ -22,7 +22,7 @@ from aiflow_agents.wire.message import bring
 
 Run = Callable[[Any], Awaitable[Any]]
 anything = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-QUESTION, SAID = 3 + 1 + 3 + 5 + 1 + 1, 3 + 1 + 6 + 4 + 5 + 5  # bytes of `q`, and of `tim:q` with a confidence (see test_timeline)
+QUESTION, SAID = 1 + 5 + 3 + 1, 1 + 4 + 1 + 4 + 5  # bytes of `q`, and of `tim:q` with a confidence (see test_timeline)
 
 
 @pytest.fixture

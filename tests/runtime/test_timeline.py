@@ -23,15 +23,15 @@ def test_a_debate_by_hand(stage: Any) -> None:
     (result,) = stage.run_jobs(stage.jobs(load_topology("debate", {"decide": "majority"}), team, ["q?"], traced=True))
     assert result.answer == "b"
 
-    # frames: 3 bytes, then a list (1) of id (1 + n), author (1 + n) and confidence (1, or 5 where there is one), then the text
-    question, ann_1, tim_1, tim_2 = 3 + 1 + 3 + 5 + 1 + 2, 3 + 1 + 6 + 4 + 5 + 2, 3 + 1 + 6 + 4 + 5 + 1, 3 + 1 + 6 + 4 + 5 + 1
+    # frames: a byte, author (1 + n), id (1 where it counts the author's messages, else 1 + n), confidence (4, if any), then the text
+    question, ann_1, tim_1, tim_2 = 1 + 5 + 3 + 2, 1 + 4 + 1 + 4 + 2, 1 + 4 + 1 + 4 + 1, 1 + 4 + 1 + 4 + 1
     up, down = (lambda nbytes: nbytes * 8 / 800 + 0.125), (lambda nbytes: nbytes * 8 / 1600 + 0.125)
 
     phone_1 = 0.5 + READ_2 / 1000 + 2 * 0.5 + THEN_2_OF_2 / 1000  # "aa" and the end: three tokens, two steps after the prompt
     tower_1 = 0.25 + READ_2 / 4000 + 0.25 + THEN_1_OF_2 / 4000
     phone_2 = 0.5 + READ_4 / 1000 + 0.5 + THEN_1_OF_4 / 1000
     tower_2 = 0.25 + READ_4 / 4000 + 0.25 + THEN_1_OF_4 / 4000
-    both = phone_1  # the tower has read the question long before: up(15) + 0.55 s
+    both = phone_1  # the tower has read the question long before: up(11) + 0.55 s
     assert up(question) + tower_1 < both
     revised = both + down(tim_1) + phone_2
     assert both + up(ann_1) + tower_2 < revised
@@ -50,12 +50,12 @@ def test_a_debate_by_hand(stage: Any) -> None:
         assert (span.start_s, span.end_s) == (pytest.approx(start_s), pytest.approx(end_s))
 
     usage = result.usage
-    assert usage.latency_s == pytest.approx(revised + down(tim_2)) == pytest.approx(3.68)
-    assert usage.wire_bytes == question + ann_1 + tim_1 + tim_2 == 76
+    assert usage.latency_s == pytest.approx(revised + down(tim_2)) == pytest.approx(3.59)
+    assert usage.wire_bytes == question + ann_1 + tim_1 + tim_2 == 45
     assert usage.flops == pytest.approx(READ_2 * 2 + THEN_2_OF_2 + THEN_1_OF_2 + 2 * (READ_4 + THEN_1_OF_4)) == pytest.approx(1350)
     assert (usage.calls, usage.tokens_in, usage.tokens_out) == (4, 2 + 2 + 4 + 4, 3 + 2 + 2 + 2)
     radio = 1.0 * (question + ann_1) * 8 / 800 + 0.01 * (question + ann_1) + 0.5 * (tim_1 + tim_2) * 8 / 1600
-    assert usage.energy_j == pytest.approx(2 * (phone_1 + phone_2) + 10 * (tower_1 + tower_2) + radio) == pytest.approx(18.83)
+    assert usage.energy_j == pytest.approx(2 * (phone_1 + phone_2) + 10 * (tower_1 + tower_2) + radio) == pytest.approx(18.5)
 
 
 def test_samples_wait_for_the_slot_and_share_the_prompt(stage: Any) -> None:
@@ -65,8 +65,8 @@ def test_samples_wait_for_the_slot_and_share_the_prompt(stage: Any) -> None:
     assert result.usage.flops == READ_2 + 3 * THEN_1_OF_2
     assert (result.usage.calls, result.usage.tokens_in, result.usage.tokens_out) == (3, 2, 6)
     # decided at the tower, and only the winner travels
-    assert result.usage.wire_bytes == 15 + 20
-    assert result.usage.latency_s == pytest.approx(15 * 8 / 800 + 0.125 + first + 2 * further + 20 * 8 / 1600 + 0.125)
+    assert result.usage.wire_bytes == 11 + 11
+    assert result.usage.latency_s == pytest.approx(11 * 8 / 800 + 0.125 + first + 2 * further + 11 * 8 / 1600 + 0.125)
 
 
 @pytest.mark.parametrize("noise", [{}, {"jitter_s": 0.3, "loss": 0.2}])

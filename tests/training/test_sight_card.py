@@ -115,4 +115,4 @@ def test_gradients_are_of_what_it_answers(mole: Path) -> None:
         assert said.argmax(-1).tolist() == list(reply.token_ids) and said.amax(-1).tolist() == pytest.approx(list(reply.logprobs), abs=1e-3)
     sample = feature_sample(model, 20, 1, draws=2)["hidden.1"]
     assert sample.gradients is not None and sample.gradients.shape == (2, 20 * 36, 32) and (np.abs(sample.gradients).sum((0, 2)) > 0).mean() > 0.9
-    assert needed_draws(["klt:step=1+ans", "klt:step=1,by=output+ans"]) and not needed_draws(["int8", "klt:step=1+ans"])
+    assert needed_draws(["klt:step=1+range", "klt:step=1,by=output+range"]) and not needed_draws(["int8", "klt:step=1+range"])

@@ -18,7 +18,7 @@ from aiflow_agents.wire.codecs.stored import CalibrationError
 from aiflow_agents.wire.payload import Hidden
 
 Make = Callable[..., Sample]
-SPECS = ("int4+ans", "outliers:channels=2", "klt:step=0.3+ans", "bfloat16+ans", "predict:boundary=2", "merge:step=0.3")
+SPECS = ("int4+range", "outliers:channels=2", "klt:step=0.3+range", "bfloat16+range", "predict:boundary=2", "merge:step=0.3")
 
 
 @pytest.fixture(scope="module", params=SPECS)

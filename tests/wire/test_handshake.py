@@ -45,7 +45,7 @@ def test_spaces_are_never_mixed(other: Identity, forms: set[str], said: str) -> 
 def test_a_hello_says_who_and_which_codecs(make_sample: Callable[..., Sample]) -> None:
     one, other = (fit("int8", {"hidden.0": make_sample(8, seed=seed)}) for seed in (0, 1))
     frame = hello(CLOUD, {"int8": one.fingerprint})
-    assert read_hello(frame) == (CLOUD, {"int8": one.fingerprint}) and len(frame) == 135  # three hashes of 32 bytes, once a session
+    assert read_hello(frame) == (CLOUD, {"int8": one.fingerprint}) and len(frame) == 134  # three hashes of 32 bytes, once a session
     assert meet(hello(PHONE, {"int8": one.fingerprint}), frame, 1, ["int8"]).forms == EVERYTHING == meet(hello(PHONE), frame, 1, ["float16"]).forms
     for codecs in ({"int8": other.fingerprint}, {}):  # one name, another calibration
         found = meet(hello(PHONE, codecs), frame, 1, ["float16", "int8"])

@@ -58,7 +58,7 @@ def pictures(count: int, seed: int, kinds: int = 4, places: int = 8) -> Sample:
 
 def test_what_is_alike_is_sent_once() -> None:
     sample, other = pictures(300, 0), pictures(40, 5).pieces("merge")
-    merged, whole, plain = fit("merge:step=0.2", {"hidden.1": sample}), fit("merge:step=0.2,spread=0", {"hidden.1": sample}), fit("klt:step=0.2+ans", {"hidden.1": sample})
+    merged, whole, plain = fit("merge:step=0.2", {"hidden.1": sample}), fit("merge:step=0.2,spread=0", {"hidden.1": sample}), fit("klt:step=0.2+range", {"hidden.1": sample})
 
     def size(one: object) -> int:
         return sum(len(one.encode(Hidden(1, piece))) - len(one.encode(Hidden(1, piece[:0]))) for piece in other)  # type: ignore[attr-defined]
@@ -115,8 +115,8 @@ def test_any_number_of_positions_and_columns_of_any_width() -> None:
 def test_what_cannot_be_merged_is_said() -> None:
     with pytest.raises(UserError, match="lengths of whole sequences"):
         fit("merge", {"hidden.1": Sample(pictures(9, 0).states)})
-    with pytest.raises(UserError, match="leave \\+ans out"):
-        codec("merge:step=1+ans")
+    with pytest.raises(UserError, match="leave \\+range out"):
+        codec("merge:step=1+range")
     for bad in ("merge:step=0", "merge:near=0", "merge:centres=-1", "merge:spread=x"):
         with pytest.raises(UserError, match="merge"):
             codec(bad)

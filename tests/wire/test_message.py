@@ -51,7 +51,7 @@ def test_outside_of_any_run_everything_can_be_read_and_nothing_moves() -> None:
 def test_the_answer_alone_is_a_smaller_frame() -> None:
     short = LONG.as_("answer")
     assert short.size == LONG.size - len(LONG.text) + len("42")
-    assert decode_text(short.encode()) == ("ann.1", "ann", "42", 0.5)
+    assert decode_text(short.encode()) == ("ann.1", "ann", "42", 0.5, b"")
     assert decode_text(LONG.encode()).text == LONG.text
     assert short.text == "42" and short.as_("text") == LONG  # nothing has moved yet
 
@@ -62,7 +62,7 @@ def test_a_part_is_what_was_said_and_less_of_it(at_tower: None) -> None:
     with standing_at("phone"):
         part = LONG.part("it is 42")
         assert (part.text, part.answer, part.id, part.node) == ("it is 42", "it is 42", "ann.1", "phone")
-        assert decode_text(part.encode()) == ("ann.1", "ann", "it is 42", 0.5) and part.size < LONG.size
+        assert decode_text(part.encode()) == ("ann.1", "ann", "it is 42", 0.5, b"") and part.size < LONG.size
         assert LONG.part("").text == ""
         with pytest.raises(UserError, match="message ann.1 of ann does not say 'it is 43'"):
             LONG.part("it is 43")

@@ -47,7 +47,7 @@ def mutations(frame: bytes, others: list[bytes], rng: Random, count: int) -> Ite
         yield bytes(damaged)
 
 
-@pytest.mark.parametrize("spec", ["float16", "klt:step=0.5+ans", "merge:step=0.5"])
+@pytest.mark.parametrize("spec", ["float16", "klt:step=0.5+range", "merge:step=0.5"])
 def test_a_damaged_frame_is_an_error_or_what_was_sent(spec: str) -> None:
     states = np.random.default_rng(1).normal(size=(500, 16)).astype(np.float32)
     coder = codec(spec) if spec == "float16" else fit(spec, dict.fromkeys(("hidden.2", "hidden.0"), Sample(states, lengths=np.full(50, 10))))

@@ -1,18 +1,21 @@
 """A codec: payload to frame and back. The size of a payload is the length of that frame.
 
-The header of a frame holds whole numbers: first the codec's tag (two bytes of its fingerprint), then what the payload is.
+The header of a frame holds whole numbers that say what the payload is. Which codec it was is not said, as its fingerprint is in the checksum; nor is
+the layer, where the codec is fitted for one alone, or the width, where it is fitted at all.
 
-    hidden    tag, layer, first position, positions, width, how token ids come | token ids, states
-    logits    tag, vocabulary, positions, values a position, bytes an index    | values, indices
-    kv        tag, first layer, layers, positions, heads, head size            | lengths of the parts (4 bytes each); keys, values, keys, ...
+    states    first position, positions                                   | layer and width, where unknown; states
+    hidden    first position, positions, how token ids come               | layer and width, where unknown; token ids, states
+    logits    vocabulary, positions, values a position, bytes an index    | values, indices
+    kv        first layer, layers, positions, heads, head size            | lengths of the parts, keys, values, keys, ...
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -22,7 +25,7 @@ from aiflow_agents.wire.codecs.plain import Coding, Known, Unchanged
 from aiflow_agents.wire.codecs.quantiser import CodecError
 from aiflow_agents.wire.codecs.stored import Arrays
 from aiflow_agents.wire.codecs.tokens import TokenModel
-from aiflow_agents.wire.frame import HIDDEN, KV, LOGITS, FrameError, Sealed, seal, unseal
+from aiflow_agents.wire.frame import HIDDEN, KV, LOGITS, STATES, FrameError, Sealed, read_varint, seal, unseal, varint
 from aiflow_agents.wire.payload import Hidden, Ints, KVCache, Logits, Payload, PayloadError
 
 MAX_ELEMENTS = 1 << 26  # numbers in one payload: what a small frame may make a receiver allocate
@@ -62,10 +65,6 @@ class Codec:
         found = {space: coding.arrays() for space, coding in self.codings.items()}
         return found if self.text is None else {**found, TEXT: self.text.arrays()}
 
-    @property
-    def tag(self) -> int:
-        return int.from_bytes(self.fingerprint[:2], "little")
-
     # -- there ---------------------------------------------------------------------------------------------------------
 
     def encode(self, payload: Payload, *, before: Hidden | None = None, told: bool = False) -> bytes:
@@ -81,9 +80,12 @@ class Codec:
     def _encode_hidden(self, payload: Hidden, before: Hidden | None, told: bool) -> bytes:
         positions, width = self._within(*payload.states.shape)
         coding = self._coding(f"hidden.{payload.layer}", width)
-        how, ids = (0, b"") if payload.token_ids is None or told else self._pack_ids(payload.token_ids)
         body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width), payload.first))
-        return self._seal(HIDDEN, [payload.layer, payload.first, positions, width, how], ids + body)
+        untold = (varint(payload.layer) if self._layer is None else b"") + (b"" if coding.width else varint(width))
+        if payload.token_ids is None or told:
+            return self._seal(STATES, [payload.first, positions], untold + body)
+        how, ids = self._pack_ids(payload.token_ids)
+        return self._seal(HIDDEN, [payload.first, positions, how], untold + ids + body)
 
     def _encode_logits(self, payload: Logits) -> bytes:
         floats = self._raw("logits")
@@ -100,8 +102,7 @@ class Codec:
             for i in range(layers)
             for kind, array in (("key", payload.keys), ("value", payload.values))
         ]
-        lengths = np.array([len(part) for part in parts], "<u4").tobytes()
-        return self._seal(KV, [payload.start, layers, positions, heads, dim], lengths + b"".join(parts))
+        return self._seal(KV, [payload.start, layers, positions, heads, dim], b"".join([*(varint(len(part)) for part in parts), *parts]))
 
     def _pack_ids(self, token_ids: Ints) -> tuple[int, bytes]:
         """How they come, as the header says it, and their bytes."""
@@ -119,38 +120,40 @@ class Codec:
         return self.text.unpack(body, positions)
 
     def _seal(self, kind: int, header: list[int], body: bytes) -> bytes:
-        return seal(kind, [self.tag, *header], body, self.fingerprint)
+        return seal(kind, header, body, self.fingerprint)
 
     # -- and back ------------------------------------------------------------------------------------------------------
 
     def decode(self, frame: bytes, *, before: Hidden | None = None, token_ids: Ints | None = None) -> Payload:
         """The payload of a frame; the same `before`, and the token ids where the sender left them out. Raises FrameError, whatever the bytes."""
         sealed = unseal(frame, self.fingerprint)
-        kinds: dict[int, tuple[int, Callable[..., Payload]]] = {HIDDEN: (6, self._hidden), LOGITS: (5, self._logits), KV: (6, self._kv)}
-        if sealed.kind not in kinds:
-            raise FrameError("not a payload frame")
-        length, read = kinds[sealed.kind]
-        if len(sealed.header) != length or sealed.header[0] != self.tag:
-            raise FrameError(f"damaged header: expected {length} numbers, the first of them {self.tag}")
         try:
-            return read(sealed, before, token_ids) if sealed.kind == HIDDEN else read(sealed)
+            if sealed.kind in (STATES, HIDDEN):
+                return self._hidden(sealed, before, token_ids)
+            if sealed.kind in (LOGITS, KV):
+                return self._logits(sealed) if sealed.kind == LOGITS else self._kv(sealed)
         except (CodecError, PayloadError) as error:
             raise FrameError(f"damaged frame: {error}") from None
+        raise FrameError("not a payload frame")
 
     def _hidden(self, sealed: Sealed, before: Hidden | None, token_ids: Ints | None) -> Hidden:
-        layer, first, positions, width, how = sealed.header[1:]
+        first, positions, *rest = sealed.header
+        layer, at = read_varint(sealed.body, 0) if self._layer is None else (self._layer, 0)
+        coding = self._coding(f"hidden.{layer}")
+        width, at = (coding.width, at) if coding.width else read_varint(sealed.body, at)
         self._within(positions, width)
-        coding = self._coding(f"hidden.{layer}", width)
-        taken = how - MODELLED if how >= MODELLED else how * positions if how in ID_SIZES else len(sealed.body) + 1
-        if taken > len(sealed.body):
+        body = sealed.body[at:]
+        how = rest[0] if rest else 0
+        taken = how - MODELLED if how >= MODELLED else how * positions if how in ID_SIZES else len(body) + 1
+        if taken > len(body) or rest == [0]:
             raise FrameError("the frame ends within its token ids")
         if how:
-            token_ids = self._unpack_ids(how, sealed.body[:taken], positions)
+            token_ids = self._unpack_ids(how, body[:taken], positions)
         known = Known(token_ids, _check_before(before, layer, first, width), first)
-        return Hidden(layer, coding.unpack(sealed.body[taken:], positions, width, known), token_ids, first)
+        return Hidden(layer, coding.unpack(body[taken:], positions, width, known), token_ids, first)
 
     def _logits(self, sealed: Sealed) -> Logits:
-        vocab, positions, k, size = sealed.header[1:]
+        vocab, positions, k, size = sealed.header
         self._within(positions, k)
         floats = self._raw("logits")
         cut = positions * k * floats.size
@@ -161,12 +164,15 @@ class Codec:
         return Logits(values, indices, vocab)
 
     def _kv(self, sealed: Sealed) -> KVCache:
-        start, layers, positions, heads, dim = sealed.header[1:]
+        start, layers, positions, heads, dim = sealed.header
         self._within(2, layers, positions, heads, dim)
-        if 8 * layers > len(sealed.body):
+        if 2 * layers > len(sealed.body):
             raise FrameError("the frame ends within its table of lengths")
-        lengths = np.frombuffer(sealed.body[: 8 * layers], "<u4").astype(np.int64)
-        ends = np.concatenate([[8 * layers], 8 * layers + np.cumsum(lengths)])
+        lengths, at = [], 0
+        for _ in range(2 * layers):
+            length, at = read_varint(sealed.body, at)
+            lengths.append(length)
+        ends = list(accumulate(lengths, initial=at))
         if ends[-1] != len(sealed.body):
             raise FrameError("damaged table of lengths")
         parts = [
@@ -179,11 +185,17 @@ class Codec:
 
     # -- what is possible ----------------------------------------------------------------------------------------------
 
-    def _coding(self, space: str, width: int) -> Coding:
+    @cached_property
+    def _layer(self) -> int | None:
+        """The only layer whose states it codes; None where a frame has to say of which it is."""
+        layers = [space.rpartition(".")[2] for space in self.codings if space == ANY or space.startswith("hidden.")]
+        return int(layers[0]) if len(layers) == 1 and layers[0].isdecimal() else None
+
+    def _coding(self, space: str, width: int | None = None) -> Coding:
         found = self.codings.get(space) or self.codings.get(ANY)
         if found is None:
             raise CodecError(f"codec '{self.spec}' is fitted for {', '.join(sorted(self.codings))}; not for {space}")
-        if found.width not in (0, width):
+        if width is not None and found.width not in (0, width):
             raise CodecError(f"codec '{self.spec}' is fitted for {found.width} numbers a position of {space}, not for {width}")
         return found
 

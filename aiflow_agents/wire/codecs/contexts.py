@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aiflow_agents.wire.codecs.coder import Reader, Writer
 from aiflow_agents.wire.codecs.stored import Arrays, Stored
 from aiflow_agents.wire.frame import FrameError
 from aiflow_agents.wire.payload import Ints
@@ -90,25 +91,25 @@ class Contexts:
 
     # -- one position of one message -----------------------------------------------------------------------------------
 
-    def push(self, coder: Any, symbols: Whole, context: int) -> None:
-        """symbols [columns] onto the coder, so that `pull` finds them."""
+    def put(self, coder: Writer, symbols: Whole, context: int) -> None:
+        """symbols [columns] into the coder."""
         index = _index(symbols)
+        mood = self._moods(index[None], np.array([context]))[0]
+        coder.put(index.astype(np.int32), self._family, self._probabilities[self.level[context], mood])
         outside = symbols[index == 0]
         if outside.size:
-            coder.encode_reverse((np.clip(outside, -(1 << 15), (1 << 15) - 1) + (1 << 15)).astype(np.int32), self._any16)
-        mood = self._moods(index[None], np.array([context]))[0]
-        coder.encode_reverse(index.astype(np.int32), self._family, self._probabilities[self.level[context], mood])
+            coder.put((np.clip(outside, -(1 << 15), (1 << 15) - 1) + (1 << 15)).astype(np.int32), self._any16)
 
-    def pull(self, coder: Any, context: int) -> Whole:
+    def take(self, coder: Reader, context: int) -> Whole:
         """Raises FrameError for symbols that no writer leaves."""
         level, index = self.level[context], np.empty(self.level.shape[1], np.int64)
         sums = _Sums(1)
         for part in _parts(len(index)):
-            index[part] = coder.decode(self._family, self._probabilities[level[part], sums.mood()])
+            index[part] = coder.take(self._family, self._probabilities[level[part], sums.mood()])
             sums.add(index[None, part], self.promised[level[None, part]])
         symbols: Whole = index - 1 - REACH
         if outside := int((index == 0).sum()):
-            found = coder.decode(self._any16, outside).astype(np.int64) - (1 << 15)
+            found = coder.take(self._any16, outside).astype(np.int64) - (1 << 15)
             if (np.abs(found) <= REACH).any():
                 raise FrameError("an escape for a symbol that needs none")
             symbols[index == 0] = found

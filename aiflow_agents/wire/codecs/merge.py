@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aiflow_agents.errors import UserError
+from aiflow_agents.wire.codecs.coder import Reader, Writer
 from aiflow_agents.wire.codecs.klt import basis, covariance, uniform
 from aiflow_agents.wire.codecs.plain import Known
 from aiflow_agents.wire.codecs.quantiser import CodecError, Quantiser
 from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Arrays, Stored
-from aiflow_agents.wire.codecs.symbols import Modelled, ans_bytes, ans_done, ans_reader, ans_writer, categorical
+from aiflow_agents.wire.codecs.symbols import Modelled, categorical
 from aiflow_agents.wire.payload import Floats
 
 WIDE = 3.0  # of density: what stands alone is not taken for noise, as it is with a narrow one
@@ -99,23 +100,24 @@ class Merging:
         if not len(states):
             return b""
         centres, labels = self.merged(states)
-        coder = ans_writer()
-        self.writer.push(coder, self.quantiser.symbols(centres))
-        for symbol, model in reversed([pair for place in range(1, len(labels)) for pair in self._told(labels, place)]):
-            coder.encode_reverse(symbol, model)
-        return ans_bytes(coder)
+        coder = Writer()
+        for place in range(1, len(labels)):
+            for symbol, model in self._told(labels, place):
+                coder.put(symbol, model)
+        self.writer.put(coder, self.quantiser.symbols(centres))
+        return coder.body()
 
     def unpack(self, body: bytes, positions: int, width: int, known: Known) -> Floats:
-        coder, labels, sizes = ans_reader(body), np.zeros(positions, np.int64), [1]
+        coder, labels, sizes = Reader(body), np.zeros(positions, np.int64), [1]
         for place in range(1, positions):
-            labels[place] = len(sizes) if coder.decode(self._begins(place, len(sizes))) else 0
+            labels[place] = len(sizes) if coder.take(self._begins(place, len(sizes))) else 0
             if labels[place] == len(sizes):
                 sizes.append(0)
             elif len(sizes) > 1:
-                labels[place] = coder.decode(categorical(np.array(sizes)))
+                labels[place] = coder.take(categorical(np.array(sizes)))
             sizes[labels[place]] += 1
-        centres = self.quantiser.states(self.writer.pull(coder, len(sizes) if positions else 0))
-        ans_done(coder)
+        centres = self.quantiser.states(self.writer.take(coder, len(sizes) if positions else 0))
+        coder.done()
         found: Floats = centres[labels] + _at(self.places, self.middle, positions)
         return found
 

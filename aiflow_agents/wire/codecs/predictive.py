@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from aiflow_agents.wire.codecs.coder import Reader, Writer
 from aiflow_agents.wire.codecs.contexts import Contexts, context
 from aiflow_agents.wire.codecs.klt import basis, covariance, sensitivity
 from aiflow_agents.wire.codecs.plain import Known
@@ -23,7 +24,6 @@ from aiflow_agents.wire.codecs.predictor import Past, Predictor, fit_predictor
 from aiflow_agents.wire.codecs.quantiser import CodecError
 from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Arrays, Stored
-from aiflow_agents.wire.codecs.symbols import ans_bytes, ans_done, ans_reader, ans_writer
 from aiflow_agents.wire.payload import Floats, Hidden, Ints
 
 GAINS = 0.25, 4.0  # no context is coded more coarsely or finely than this
@@ -84,15 +84,15 @@ class Predictive:
             raise CodecError("states that are not finite cannot be quantised; send them raw")
         walk = self._walk(len(states), known)
         rows = [walk.send(y[None])[0] for y in (states - self.mean) / self.scale]
-        coder = ans_writer()
-        for symbols, where in zip(reversed(rows), walk.contexts[0, ::-1], strict=True):  # a stack: the first to be read goes in last
-            self.contexts.push(coder, symbols, int(where))
-        return ans_bytes(coder)
+        coder = Writer()
+        for symbols, where in zip(rows, walk.contexts[0], strict=True):
+            self.contexts.put(coder, symbols, int(where))
+        return coder.body()
 
     def unpack(self, body: bytes, positions: int, width: int, known: Known) -> Floats:
-        walk, coder = self._walk(positions, known), ans_reader(body)
-        decoded = [walk.receive(self.contexts.pull(coder, int(where))[None])[0] for where in walk.contexts[0]]
-        ans_done(coder)
+        walk, coder = self._walk(positions, known), Reader(body)
+        decoded = [walk.receive(self.contexts.take(coder, int(where))[None])[0] for where in walk.contexts[0]]
+        coder.done()
         return np.stack(decoded) * self.scale + self.mean if decoded else np.zeros((0, width), np.float32)
 
     def counted(self, y: Floats, ids: Ints, present: NDArray[np.bool_]) -> Predictive:

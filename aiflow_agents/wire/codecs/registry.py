@@ -1,4 +1,4 @@
-"""Codecs by name: `raw:dtype=bfloat16`, `int8`, `klt:step=0.5+ans`. A name, its settings, and `+ans` where the symbols are entropy-coded.
+"""Codecs by name: `raw:dtype=bfloat16`, `int8`, `klt:step=0.5+range`. A name, its settings, and `+range` where the symbols are entropy-coded.
 A number with a layer behind its name holds for that layer alone: `predict:step=0.65,step.3=0.6`.
 
     raw          float32, float16 or bfloat16                   hadamard     rotated, then integers
@@ -32,6 +32,7 @@ NAMES: dict[str, type[Settings]] = {
     "raw": Raw, "int": Integer, "hadamard": Hadamard, "klt": Klt, "outliers": Outliers, "merge": Merge, "predict": Predict,
 }  # fmt: skip
 SHORT = {"int8": "int:bits=8", "int4": "int:bits=4", "float32": "raw:dtype=float32", "float16": "raw:dtype=float16", "bfloat16": "raw:dtype=bfloat16"}
+ENTROPY, BEFORE = "range", "ans"  # what stands for entropy coding, and what stood for it when another coder did it
 ALWAYS = {("raw", "dtype"), ("int", "bits"), ("merge", "step")}  # said even where it is the default
 RANGES = {
     "bits": (1, 16), "step": (0, 1e6), "rank": (0, 1 << 20), "channels": (1, 1 << 20), "boundary": (0, 1 << 30),
@@ -56,8 +57,8 @@ class Spec(NamedTuple):
 def parse(spec: str) -> Spec:
     """Read a spec. Raises UnknownName with the nearest name, or UserError for a setting that is none."""
     body, plus, suffix = spec.strip().partition("+")
-    if plus and suffix != "ans":
-        raise UserError(f"codec '{spec}': after '+' comes ans, not '{suffix}'")
+    if plus and suffix not in (ENTROPY, BEFORE):
+        raise UserError(f"codec '{spec}': after '+' comes {ENTROPY}, not '{suffix}'")
     name, _, given = SHORT.get(body, body).partition(":")
     if name not in NAMES:
         raise UnknownName("codec", name, [*NAMES, *SHORT])
@@ -73,13 +74,13 @@ def parse(spec: str) -> Spec:
         (own.setdefault(int(layer), {}) if dot else values)[key] = _value(spec, key, value, hints[key])
     settings, layers = kind(**values), {layer: kind(**{**values, **others}) for layer, others in sorted(own.items())}
     if plus and name in ("merge", "predict"):
-        raise UserError(f"codec '{spec}': {name} is always entropy-coded; leave +ans out")
+        raise UserError(f"codec '{spec}': {name} is always entropy-coded; leave +range out")
     chosen = [f.name for f in fields(kind) if getattr(settings, f.name) != f.default or (name, f.name) in ALWAYS]
     shown = [f"{key}={_show(getattr(settings, key))}" for key in chosen]
     for at, one in layers.items():
         shown += [f"{f.name}.{at}={_show(getattr(one, f.name))}" for f in fields(kind) if getattr(one, f.name) != getattr(settings, f.name)]
     text = ":".join([name, *filter(None, [",".join(shown)])])
-    return Spec({long: short for short, long in SHORT.items()}.get(text, text) + plus + suffix, settings, bool(plus), layers)
+    return Spec({long: short for short, long in SHORT.items()}.get(text, text) + (plus and f"+{ENTROPY}"), settings, bool(plus), layers)
 
 
 def needs_fitting(spec: str) -> bool:

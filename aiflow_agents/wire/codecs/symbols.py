@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aiflow_agents.wire.codecs.coder import Reader, Writer
 from aiflow_agents.wire.codecs.stored import Stored
 from aiflow_agents.wire.frame import FrameError
 
@@ -68,7 +69,7 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class Modelled:
-    """Entropy coding by asymmetric numeral systems (Duda, arXiv:1311.2540; `constriction`), a model a column.
+    """Entropy coding, a model a column.
 
     counts: [columns, 2**8] uint16, of each value of the upper eight bits; none is 0 within a column's range.
     """
@@ -92,35 +93,34 @@ class Modelled:
             raise stored.error("counts", "has a zero within a column's range")
         return cls(bits, counts)
 
-    def push(self, coder: Any, symbols: Symbols) -> None:
-        """symbols onto a coder, so that `pull` finds them: for those who have more to say in one body. No column may be wider than 24 bits."""
-        for j in reversed(range(len(self.bits))):
-            if low := int(_low_bits(self.bits)[j]):
-                coder.encode_reverse(np.ascontiguousarray(symbols[:, j] & ((1 << low) - 1)).astype(np.int32), _even(low))
-            coder.encode_reverse(np.ascontiguousarray(symbols[:, j] >> low).astype(np.int32), self._models[j])
+    def put(self, coder: Writer, symbols: Symbols) -> None:
+        """symbols into a coder, for those who have more to say in one body. No column may be wider than 24 bits."""
+        for j, low in enumerate(_low_bits(self.bits).tolist()):
+            coder.put(np.ascontiguousarray(symbols[:, j] >> low).astype(np.int32), self._models[j])
+            if low:
+                coder.put(np.ascontiguousarray(symbols[:, j] & ((1 << low) - 1)).astype(np.int32), _even(low))
 
-    def pull(self, coder: Any, positions: int) -> Symbols:
+    def take(self, coder: Reader, positions: int) -> Symbols:
         """The next symbols on a coder, [positions, columns]."""
         found = np.empty((positions, len(self.bits)), np.uint32)
         for j, low in enumerate(_low_bits(self.bits).tolist()):
-            found[:, j] = coder.decode(self._models[j], positions)
+            found[:, j] = coder.take(self._models[j], positions)
             if low:
-                found[:, j] = found[:, j] << low | coder.decode(_even(low), positions).astype(np.uint32)
+                found[:, j] = found[:, j] << low | coder.take(_even(low), positions).astype(np.uint32)
         return found
 
     def pack(self, symbols: Symbols) -> bytes:
-        coder, high = ans_writer(), (symbols >> _low_bits(self.bits)).astype(np.int32)
-        for j in reversed(range(len(self.bits))):
-            coder.encode_reverse(np.ascontiguousarray(high[:, j]), self._models[j])
-        low = pack(symbols[:, self._wide], _low_bits(self.bits)[self._wide])
-        return low + ans_bytes(coder)
+        coder, high = Writer(), (symbols >> _low_bits(self.bits)).astype(np.int32)
+        for j, model in enumerate(self._models):
+            coder.put(np.ascontiguousarray(high[:, j]), model)
+        return pack(symbols[:, self._wide], _low_bits(self.bits)[self._wide]) + coder.body()
 
     def unpack(self, body: bytes, positions: int) -> Symbols:
         low_bits = _low_bits(self.bits)[self._wide]
         cut = packed_size(positions, low_bits)
-        low, coder = unpack(body[:cut], positions, low_bits), ans_reader(body[cut:])
-        symbols = np.stack([coder.decode(model, positions) for model in self._models], 1).astype(np.uint32)
-        ans_done(coder)
+        low, coder = unpack(body[:cut], positions, low_bits), Reader(body[cut:])
+        symbols = np.stack([coder.take(model, positions) for model in self._models], 1).astype(np.uint32)
+        coder.done()
         symbols[:, self._wide] = symbols[:, self._wide] << low_bits | low
         return symbols
 
@@ -169,30 +169,3 @@ def _values(bits: Bits) -> list[int]:
 
 def _low_bits(bits: Bits) -> NDArray[np.uint8]:
     return np.where(bits > MODELLED_BITS, bits - MODELLED_BITS, 0).astype(np.uint8)
-
-
-def ans_writer() -> Any:
-    """An empty coder: a stack, so the last symbol goes in first."""
-    import constriction
-
-    return constriction.stream.stack.AnsCoder()
-
-
-def ans_bytes(coder: Any) -> bytes:
-    """What is on the stack. Its last word has zeros above, which the reader puts back."""
-    return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
-
-
-def ans_reader(body: bytes) -> Any:
-    """A coder to read from. Raises FrameError for bytes that no writer leaves."""
-    if body.endswith(b"\0"):
-        raise FrameError("entropy-coded symbols end in a zero byte")
-    import constriction
-
-    return constriction.stream.stack.AnsCoder(np.frombuffer(body + bytes(-len(body) % 4), "<u4").astype(np.uint32))
-
-
-def ans_done(coder: Any) -> None:
-    """All symbols are read. Raises FrameError where the body had more to say."""
-    if not coder.is_empty():
-        raise FrameError("entropy-coded symbols are left over")

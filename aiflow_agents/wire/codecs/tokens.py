@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aiflow_agents.wire.codecs.coder import Reader, Writer
 from aiflow_agents.wire.codecs.sample import Sample
 from aiflow_agents.wire.codecs.stored import Arrays, Stored
-from aiflow_agents.wire.codecs.symbols import ans_bytes, ans_done, ans_reader, ans_writer, categorical
+from aiflow_agents.wire.codecs.symbols import categorical
 from aiflow_agents.wire.frame import FrameError
 from aiflow_agents.wire.payload import Ints
 
@@ -52,25 +53,25 @@ class TokenModel:
         return len(self.counts) - 1
 
     def pack(self, ids: Ints) -> bytes:
-        coder, inside = ans_writer(), np.minimum(ids, self.vocab)
-        for i in reversed(range(len(ids))):
+        coder, inside = Writer(), np.minimum(ids, self.vocab)
+        for i in range(len(ids)):
+            coder.put(int(inside[i]), self._model(int(inside[i - 1]) if i else self.vocab))
             if inside[i] == self.vocab:
-                coder.encode_reverse(np.array([ids[i] & 0xFFFF, ids[i] >> 16], np.int32), self._any16)
-            coder.encode_reverse(int(inside[i]), self._model(int(inside[i - 1]) if i else self.vocab))
-        return ans_bytes(coder)
+                coder.put(np.array([ids[i] & 0xFFFF, ids[i] >> 16], np.int32), self._any16)
+        return coder.body()
 
     def unpack(self, body: bytes, positions: int) -> Ints:
         """Raises FrameError for what `pack` does not make."""
-        coder, ids, last = ans_reader(body), np.zeros(positions, np.int64), self.vocab
+        coder, ids, last = Reader(body), np.zeros(positions, np.int64), self.vocab
         for i in range(positions):
-            last = int(coder.decode(self._model(last)))
+            last = int(coder.take(self._model(last)))
             ids[i] = last
             if last == self.vocab:
-                low, high = coder.decode(self._any16, 2)
+                low, high = coder.take(self._any16, 2)
                 ids[i] = int(high) << 16 | int(low)
                 if ids[i] < self.vocab:
                     raise FrameError("a token that needs no escape")
-        ans_done(coder)
+        coder.done()
         return ids
 
     def _model(self, last: int) -> Any:
