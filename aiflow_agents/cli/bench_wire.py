@@ -87,7 +87,7 @@ def wire(
 
 # and for the features of a model that sees
 SIGHT = {  # the same for features of cameras that stand still
-    "klt": "klt:step=0.5,by=output,places=36+range", "coarse": "klt:step=2.6,by=output,places=36+range", "int8": "int8", "int4": "int4+range", "merge": "merge:step=0.5,spread=0.2",
+    "klt": "klt:step=0.5,by=output,places=36+range", "coarse": "klt:step=1.3,by=output,places=36+range", "int8": "int8", "int4": "int4+range", "merge": "merge:step=0.5,spread=0.2",
 }  # fmt: skip
 
 
