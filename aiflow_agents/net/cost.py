@@ -133,9 +133,10 @@ def named_shape(name: str) -> ShapeNumbers:
         raise UnknownName("shape", known, _CONFIGS)
     if bits not in ("", "2", "3", "4", "5", "6", "8", "16", "32"):
         raise UserError(f"costs_as {name}: {bits!r} bits a weight; expected 2 to 8, 16 or 32, such as {known}@4")
+    size = int(bits or 16) / 8
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + (2 * c.head_dim if c.qk_norm else 0)
     layer = attention + 3 * c.width * c.feed_forward + 2 * c.width
-    return ShapeNumbers(c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.layers * layer + c.width, c.width * c.vocab, c.vocab, int(bits or 16) / 8)
+    return ShapeNumbers(c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.layers * layer + c.width, c.width * c.vocab, c.vocab, size)
 
 
 def shape_names() -> list[str]:

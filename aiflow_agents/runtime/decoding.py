@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Decoding:
     """Of one answer of `tokens` tokens, its end among them. `wasted` are drafted tokens that their first checker did not keep, or never got.
 
-    `checks`: calls of the member that decides; `cloud_flops` and `cloud_busy_s`: what the highest tier there is has computed, and how long it was busy.
+    `checks`: calls of the member that decides; `cloud_flops` and `cloud_busy_s`: what the highest tier has computed, and how long it was busy.
     """
 
     tokens: int

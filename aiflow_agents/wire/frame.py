@@ -24,7 +24,7 @@ from aiflow_agents.errors import AIFlowError
 
 VERSION = 2  # said in every hello, and beside remembered payloads: frames of other versions are not read
 TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE, JPEG, STATES = 1, 2, 3, 4, 5, 6, 7, 8, 9
-HEADERS = {HIDDEN: 3, STATES: 2, LOGITS: 4, KV: 5, HELLO: 1, TOKENS: 0, PICTURE: 3, JPEG: 5}  # how many whole numbers each has
+HEADERS = {HIDDEN: 3, STATES: 2, LOGITS: 4, KV: 5, HELLO: 1, TOKENS: 1, PICTURE: 3, JPEG: 5}  # how many whole numbers each has
 SURE, NAMED, LOADED, SAID = 0x10, 0x20, 0x40, 0x80  # confidence there; id spelled out; a payload's frame follows; and text is before that
 LONGEST = 10  # bytes of a whole number
 _CONFIDENCE, _SEAL = struct.Struct("<f"), struct.Struct("<I")
@@ -93,7 +93,7 @@ def encode_tokens(token_ids: Sequence[int], since: int = 0) -> bytes:
 
     `since`: they follow the first so many tokens of a sequence, which the receiver has.
     """
-    return seal(TOKENS, [since] if since else [], b"".join(map(varint, token_ids)))
+    return seal(TOKENS, [since], b"".join(map(varint, token_ids)))
 
 
 def decode_tokens(frame: bytes) -> tuple[int, ...]:
@@ -107,12 +107,12 @@ def decode_tokens(frame: bytes) -> tuple[int, ...]:
 def decode_part(frame: bytes) -> tuple[int, tuple[int, ...]]:
     """(how many tokens come before, token ids). Raises FrameError for anything else, whatever the bytes."""
     sealed, found, at = unseal(frame), [], 0
-    if sealed.kind != TOKENS or len(sealed.header) > 1:
+    if sealed.kind != TOKENS:
         raise FrameError("not a frame of tokens")
     while at < len(sealed.body):
         token, at = read_varint(sealed.body, at)
         found.append(token)
-    return sum(sealed.header), tuple(found)
+    return sealed.header[0], tuple(found)
 
 
 class Sealed(NamedTuple):
