@@ -220,7 +220,7 @@ class Agent:
         return await drafting.check(self, question, claimed, after=after, sampling=sampling, sample=sample)
 
     def read(self, message: Message) -> Message:
-        """A draft that is at this agent's node, as text: its tokens are this agent's own too. Free: nothing moves or is computed."""
+        """A draft as text, that is at this agent's node or at home, where users have its tokenizer. Free: nothing moves or is computed."""
         return drafting.read(self, message)
 
     def _rated(self, message: Message) -> str:

@@ -83,7 +83,7 @@ async def check(
 
 def read(agent: Agent, message: Message) -> Message:
     """See `Agent.read`."""
-    if message.node != agent.node:
+    if message.node not in (agent.node, agent.home):
         raise UnmetNeed(f"{agent.name} is at {agent.node} and cannot read message {message.id}, which is at {message.node}")
     draft = message._draft("tokens")
     return replace(message, form="text", _text=draft.text, _answer=agent.extract(draft.text))

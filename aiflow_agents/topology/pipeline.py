@@ -88,6 +88,7 @@ class Pipeline:
         self.drafter = self.stages[0]
         self.pace = Pace(style.ahead, style.pipelined)
         self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._sent_home: Tokens = ()
         self._sending: set[asyncio.Task[None]] = set()
         self._sent_at: dict[str, tuple[float, int]] = {}  # of the first stage's drafts: when, and how many tokens
 
@@ -208,22 +209,19 @@ class Pipeline:
 
     def _at_home(self, stage: Stage, said: Message) -> None:
         """What is settled has come home, where this stage reads it."""
-        if len(stage.tokens(said)) > (0 if self.told is None else len(stage.tokens(self.told))):
-            self.told = stage.agent.read(said)
-            SCENE.get().tell(self.told)
         with standing_at(self.home):
+            if self.told is None or len(said.tokens) > len(self.told.tokens):
+                self.told = stage.agent.read(said)
+                SCENE.get().tell(self.told)
             if said.ended and self.told is not None and not self.answer.done():
                 self.answer.set_result(self.told)
 
     async def _home(self, said: Message) -> None:
-        """Nobody at home can read tokens: the text comes when it is whole."""
+        """No stage is at home: what is settled goes there by itself."""
         stage = self.stages[-1]
-        with standing_at(stage.agent.node):
-            ended = said.ended
-        if ended:
-            text = await stage.agent.read(said).to(self.home)
-            if not self.answer.done():
-                self.answer.set_result(text)
+        tokens = stage.tokens(said)
+        known, self._sent_home = common(tokens, self._sent_home), tokens
+        self._at_home(stage, await said.as_("tokens", since=known).to(self.home))
 
     # -- what travels ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from aiflow_agents.wire.frame import FrameError, TextFrame, decode_text, decode_tokens, encode_text, encode_tokens, read_varint, seal, varint
+from aiflow_agents.wire.frame import (
+    FrameError,
+    TextFrame,
+    decode_part,
+    decode_text,
+    decode_tokens,
+    encode_text,
+    encode_tokens,
+    read_varint,
+    seal,
+    varint,
+)
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 texts = st.text(st.characters(), max_size=300)  # half characters too
@@ -119,8 +130,9 @@ def test_a_damaged_frame_is_refused_or_says_something_decodable(
 @given(st.lists(st.integers(0, 2**40), max_size=20), st.binary(min_size=1, max_size=20))
 def test_tokens_come_back_and_noise_is_refused(tokens: list[int], noise: bytes) -> None:
     frame = encode_tokens(tokens)
-    assert decode_tokens(frame) == tuple(tokens) and len(frame) == 5 + sum(len(varint(token)) for token in tokens)
+    assert decode_part(encode_tokens(tokens, 7)) == (7, tuple(tokens))
+    assert decode_tokens(frame) == tuple(tokens) and len(frame) == 6 + sum(len(varint(token)) for token in tokens)
     assume(noise[-1] >= 0x80)  # a body that ends in the middle of a number
-    for wrong in (noise, frame[:-1], seal(6, [], noise), seal(2, [1, 2, 3], b""), b""):
+    for wrong in (noise, frame[:-1], seal(6, [0], noise), encode_tokens(tokens, 3), seal(2, [1, 2, 3], b""), b""):
         with pytest.raises(FrameError):
             decode_tokens(wrong)

@@ -135,6 +135,6 @@ def test_a_damaged_hello_is_refused_or_right() -> None:
         with pytest.raises(FrameError, match="damaged hello"):
             read_hello(seal(5, [VERSION], body))
     with pytest.raises(FrameError, match="not a hello"):
-        read_hello(seal(6, [], b""))
+        read_hello(seal(6, [0], b""))
     with pytest.raises(FrameError, match="a hello of version 1; this side speaks version 2"):
         read_hello(seal(5, [1], frame[2:-4]))  # as frames began before

@@ -76,7 +76,7 @@ class Courier:
             cut = _LENGTH.size + _LENGTH.unpack_from(coded)[0]
         hidden = self.codec(want.codec).decode(coded[_LENGTH.size : cut] if cut else coded)
         positions = parcel.prompt + max(len(parcel.draft) - 1, 0)
-        first = 0
+        first = hidden.first if isinstance(hidden, Hidden) else 0  # of a picture, where its camera looks
         if want.since is not None:  # a part of a sequence; of its last token there are states if nothing was said behind it
             first = parcel.prompt + want.since if want.since >= 0 else 0
             positions = parcel.prompt + len(parcel.draft) - first
