@@ -103,7 +103,8 @@ class Request:
     `check` are tokens that another one has drafted behind `begin`. They are read in one pass, together with what has not been read before them; the
     reply has those that this model would have said too, and the token that it says where they end. Drawn at a temperature, so is the draft, and
     `odds_told` is the frame of the distributions that its tokens were drawn from: what is kept has exactly this model's distribution. `odds`: draw
-    each token from so many likeliest ones, as 16 bits leave their log-probabilities, and give these distributions with the reply.
+    each token from so many likeliest ones, as 16 bits leave their log-probabilities, and give these distributions with the reply; so does who checks,
+    and what is said then has exactly these.
     """
 
     messages: tuple[Turn, ...]

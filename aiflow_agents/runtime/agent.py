@@ -206,18 +206,19 @@ class Agent:
         return await drafting.draft(self, question, after=after, tokens=tokens, **how)  # type: ignore[arg-type]
 
     async def check(
-        self, question: str | Message, claimed: Message | None = None, *, after: Message | None = None, sampling: Sampling | None = None,
-        sample: int = 0,
+        self, question: str | Message, claimed: Message | None = None, *, after: Message | None = None, own: bool = True, odds: int = 0,
+        sampling: Sampling | None = None, sample: int = 0,
     ) -> Message:  # fmt: skip
         """Read a draft in one pass: keep the tokens that this agent would have said too, and say one of its own behind them. As tokens, for others
         to go on from.
 
         `after` is what was settled before, and `claimed` a draft that begins with it; None: nothing is claimed, and one token is said. Sent
-        `as_("states")` it is checked from the drafter's hidden states, and the question itself does not travel.
+        `as_("states")` it is checked from the drafter's hidden states, and the question itself does not travel. Without `own` nothing is said behind
+        a draft that is kept whole. With `odds`, at a temperature, what stays is drawn from so many likeliest tokens, for a further one to check.
 
         Raises as `ask` does, and UnmetNeed for a model that does not verify, or a draft that does not go on from `after`.
         """
-        return await drafting.check(self, question, claimed, after=after, sampling=sampling, sample=sample)
+        return await drafting.check(self, question, claimed, after=after, own=own, odds=odds, sampling=sampling, sample=sample)
 
     def read(self, message: Message) -> Message:
         """A draft as text, that is at this agent's node or at home, where users have its tokenizer. Free: nothing moves or is computed."""

@@ -18,6 +18,7 @@ from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.message import Draft, Message
+from aiflow_agents.wire.odds import count, joined, last
 
 if TYPE_CHECKING:
     from aiflow_agents.runtime.agent import Agent
@@ -34,7 +35,7 @@ async def draft(
     asked = scene.question(question, agent.home) if isinstance(question, str) else question
     with scene:
         so_far = _tokens(agent, after)
-        await scene.bring([asked] if after is None else [asked, after], agent.node, agent.name)
+        await scene.bring([*_asked(asked), *([] if after is None else [after])], agent.node, agent.name)
         request = _request(agent, asked, so_far, sampling, sample)
         room = max(min(len(so_far.token_ids) + tokens, agent.max_tokens), len(so_far.token_ids))
         request = replace(request, max_tokens=room, want=want, odds=odds if request.sampling.temperature > 0 else 0)
@@ -50,11 +51,11 @@ async def draft(
         parcel = parcel._replace(before=before if isinstance(before, Parcel) else None)
         scene.hellos[message.id] = agent.hello
     scene.ledger.spent(agent.name).drafted += reply.tokens_out
-    return replace(message, form="tokens", _cargo=replace(drafted, ended=ended, states=parcel, odds=reply.next or b"" if request.odds else b""))
+    return replace(message, form="tokens", _cargo=replace(drafted, ended=ended, states=parcel, odds=_told(so_far, request, reply)))
 
 
 async def check(
-    agent: Agent, question: str | Message, claimed: Message | None, *, after: Message | None, sampling: Sampling | None, sample: int
+    agent: Agent, question: str | Message, claimed: Message | None, *, after: Message | None, own: bool, odds: int, sampling: Sampling | None, sample: int
 ) -> Message:
     """See `Agent.check`."""
     scene = SCENE.get()
@@ -66,19 +67,23 @@ async def check(
         if draft.token_ids and draft.token_ids[: len(so_far.token_ids)] != so_far.token_ids:
             raise UnmetNeed(f"{agent.name} cannot check message {claimed.id if claimed else ''}, which does not go on from what is settled")
         sources = [message for message in (after, claimed) if message is not None]
-        await scene.bring(([] if claimed is not None and claimed.form == "states" else [asked]) + sources, agent.node, agent.name)
+        await scene.bring(([] if claimed is not None and claimed.form == "states" else _asked(asked)) + sources, agent.node, agent.name)
         states = await _states(agent, claimed)
         request = _request(agent, asked, so_far, sampling, sample)
         tokens = draft.token_ids[len(so_far.token_ids) :]
-        warm = request.sampling.temperature > 0
-        if warm:
-            request = replace(request, seed=stable_hash(request.seed, tokens))
-        request = replace(request, check=tokens, parcel=states, odds_told=_rest(draft.odds, len(tokens)) if warm and tokens else b"")
+        room = len(so_far.token_ids) + len(tokens) + own
+        request = replace(request, check=tokens, parcel=states, max_tokens=min(request.max_tokens, room))
+        if request.sampling.temperature > 0:
+            if count(draft.odds) < len(tokens):
+                raise UnmetNeed(f"{agent.name} draws at a temperature and cannot check tokens that came without what they were drawn from: draft(odds=k)")
+            request = replace(request, seed=stable_hash(request.seed, tokens), odds=odds, odds_told=last(draft.odds, len(tokens)))
         message, reply = await _said(agent, request, so_far, tuple(sources))
     spent = scene.ledger.spent(agent.name)
     spent.checked, spent.kept = spent.checked + len(tokens), spent.kept + reply.kept
-    settled = replace(message._draft("tokens"), ended=reply.finish != "checked")
-    return replace(message, form="tokens", _cargo=settled)
+    said = message._draft("tokens")
+    full = reply.finish == "length" and len(said.token_ids) < room  # the context is
+    ended = reply.finish == "stop" or len(said.token_ids) >= agent.max_tokens or full
+    return replace(message, form="tokens", _cargo=replace(said, ended=ended, odds=_told(so_far, request, reply)))
 
 
 def read(agent: Agent, message: Message) -> Message:
@@ -87,6 +92,17 @@ def read(agent: Agent, message: Message) -> Message:
         raise UnmetNeed(f"{agent.name} is at {agent.node} and cannot read message {message.id}, which is at {message.node}")
     draft = message._draft("tokens")
     return replace(message, form="text", _text=draft.text, _answer=agent.extract(draft.text))
+
+
+def _asked(asked: Message) -> list[Message]:
+    """The question, with what led to it."""
+    scene = SCENE.get()
+    return [asked, scene.transcript()] if scene.before(asked) else [asked]
+
+
+def _told(so_far: Draft, request: Request, reply: Reply) -> bytes:
+    """What the last tokens were drawn from, these with those before them."""
+    return joined(so_far.odds, reply.next) if request.odds and reply.token_ids and reply.next else b""
 
 
 def _tokens(agent: Agent, after: Message | None) -> Draft:
@@ -138,13 +154,3 @@ async def _said(agent: Agent, request: Request, so_far: Draft, sources: tuple[Me
         scene.listener(Span("call", agent.name, agent.node, start_s, scene.now(), id, new, heard=parents, confidence=confidence))
     return Message(id, agent.name, agent.node, parents, usage, "tokens", reply.text, agent.extract(reply.text), confidence, cargo), reply
 
-
-def _rest(odds: bytes, tokens: int) -> bytes:
-    """The rows of these last tokens: those before them have been settled meanwhile."""
-    from aiflow_agents.wire.codecs import codec
-    from aiflow_agents.wire.payload import Logits
-
-    told: Logits = codec("float16").decode(odds)  # type: ignore[assignment]
-    if told.indices is None or len(told.values) == tokens:
-        return odds
-    return codec("float16").encode(Logits(told.values[-tokens:], told.indices[-tokens:], told.vocab))

@@ -75,8 +75,8 @@ class Draft:
     """An answer that may not be finished: its tokens so far, and the frame of what may come next (empty where nothing may, or nobody asked).
 
     `logprob` is the log-probability of the tokens so far, None for those who were only told them. `codec` is that of the frame. `ended`: nothing can
-    follow. A receiver who has the first `since` tokens gets the others; with `odds`, the frame of what these were drawn from, and with the hidden
-    `states` of them.
+    follow. A receiver who has the first `since` tokens gets the others; with what these were drawn from, and with the hidden `states` of them.
+    `odds` is the frame of that (`wire.odds`), for as many of the last tokens as were drafted one after the other.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -97,7 +97,12 @@ class Draft:
     @property
     def nbytes(self) -> int:
         new = self.token_ids[self.since :]
-        return len(encode_tokens(new, self.since) if new else b"") + len(self.coded) + len(self.odds) + (self.states.nbytes if self.states else 0)
+        told = b""
+        if self.odds:
+            from aiflow_agents.wire.odds import last
+
+            told = last(self.odds, len(new))
+        return len(encode_tokens(new, self.since) if new else b"") + len(self.coded) + len(told) + (self.states.nbytes if self.states else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +231,11 @@ class Message:
         loaded = self._loaded and self._cargo is not None and self._cargo.nbytes > 0
         return encode_text(self.id, self.author, self._said, self._confidence, loaded=loaded)
 
-    def as_(self, form: Form, *, since: int = 0) -> Message:
+    def as_(self, form: Form, *, since: int = 0, odds: bool = True) -> Message:
         """The same message, of which only this form travels from here on. Free: nothing moves.
 
-        Of a draft as `tokens`, or as `states` with the hidden states of these, only what comes behind the first `since` tokens travels.
+        Of a draft as `tokens`, or as `states` with the hidden states of these, only what comes behind the first `since` tokens travels; without
+        `odds` not what they were drawn from, for one who does not check them.
         Raises UserError for `hidden`, `tokens`, `states` or `logits` where its author was not asked to keep any.
         """
         if form == "hidden" and (self._cargo is None or isinstance(self._cargo, Draft) or self.form == "picture"):
@@ -241,7 +247,7 @@ class Message:
             if form == "states" and draft.states is None:
                 raise UserError(f"message {self.id} of {self.author} has no states: ask for a draft with want=Want(layer)")
             states = draft.states if form == "states" else None
-            kept = replace(draft, logprob=None, coded=b"", codec="float16", since=since, states=states)
+            kept = replace(draft, logprob=None, coded=b"", codec="float16", since=since, states=states, odds=draft.odds if odds else b"")
             return replace(self, form=form, _cargo=kept)
         if form == "logits":
             return replace(self, form=form, _cargo=replace(self._draft(form), token_ids=(), logprob=None))

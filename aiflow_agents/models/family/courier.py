@@ -113,13 +113,17 @@ class Courier:
 
     def told(self, odds: tuple[Tensor, Tensor], vocab: int) -> bytes:
         """The frame of what tokens were drawn from: log-probabilities of 16 bits, and the tokens that have them, both [tokens, k]."""
-        return self.codec("float16").encode(Logits(odds[0].numpy(), odds[1].numpy(), vocab))
+        from aiflow_agents.wire.odds import encode
 
-    def odds(self, coded: bytes) -> Logits:
-        """What such a frame says. Raises `FrameError`."""
-        found = self.codec("float16").decode(coded)
-        if not isinstance(found, Logits):
-            raise FrameError("these are no odds")
+        return encode(Logits(odds[0].numpy(), odds[1].numpy(), vocab))
+
+    def odds(self, coded: bytes, tokens: int, vocab: int) -> Logits:
+        """What such a frame says. Raises `FrameError` for one that does not tell of so many tokens, or of another vocabulary."""
+        from aiflow_agents.wire.odds import decode
+
+        found = decode(coded)
+        if len(found.values) != tokens or found.vocab != vocab:
+            raise FrameError(f"odds of {len(found.values)} tokens out of {found.vocab}, where {tokens} out of {vocab} were drawn")
         return found
 
     def _lower(self, want: Want) -> Codec:

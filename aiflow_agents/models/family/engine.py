@@ -102,7 +102,8 @@ class Engine:
         first token whose probability at temperature 1 is not above `gates[i]`.
         `told(prompt, tokens before, token)` is called for every token as it is made, but for what ends an answer.
         Temperature 0 is greedy. A sampled row's draw depends on its seed and its own probabilities only. Where `odds[i]` is above 0 it draws from so
-        many likeliest tokens, with their log-probabilities at its temperature as 16 bits leave them, and gives them.
+        many likeliest tokens, with their log-probabilities at its temperature as 16 bits leave them, and gives them; its gate then looks at the
+        likeliest token, as whether one is drafted must not depend on which was drawn.
         Raises `ValueError` for an empty prompt or one that leaves no room in the context: the caller has checked that.
         """
         n, limit = len(prompts), self.decoder.config.max_context
@@ -219,7 +220,7 @@ class Engine:
             row = state.rows[i]
             if row is None:
                 continue
-            if row.gate and math.exp(logprob) <= row.gate:
+            if row.gate and math.exp(logprobs[i].max() if row.odds else logprob) <= row.gate:
                 row.finish, row.next, state.rows[i] = "unsure", logprobs[i].clone(), None
                 continue
             if row.odds:
@@ -287,8 +288,8 @@ class _State:
         heated = logits / torch.where(warm, self.temperature, 1.0)
         drawn = draw(heated, self.uniform[:, t : t + 1], self.top_p if self.nucleus else None)
         if self.most:  # of what is drawn, others are told: so it is drawn from what can be told
-            values, indices = torch.log_softmax(heated, -1).topk(min(self.most, logits.shape[1]))
-            self.told = values.half().float().masked_fill(torch.arange(values.shape[1])[None] >= self.odds, -torch.inf), indices
+            values, indices = likeliest(heated, self.most)
+            self.told = values.masked_fill(torch.arange(values.shape[1])[None] >= self.odds, -torch.inf), indices
             drawn = torch.where(self.odds[:, 0] > 0, indices.gather(1, _invert(self.told[0].double().exp(), self.uniform[:, t : t + 1]))[:, 0], drawn)
         return torch.where(warm[:, 0], drawn, tokens)
 
@@ -306,6 +307,12 @@ def draw(logits: Tensor, uniform: Tensor, top_p: Tensor | None = None) -> Tensor
         kept = torch.where(ranked.cumsum(-1) - ranked < top_p.clamp(min=1e-9), ranked, 0.0)
         tokens = torch.where(top_p < 1, order.gather(1, _invert(kept, uniform)), tokens)
     return tokens[:, 0]
+
+
+def likeliest(heated: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(log-probabilities as 16 bits leave them, tokens) of the k likeliest, [rows, k] each: what others can be told. heated [rows, vocab]."""
+    values, indices = torch.log_softmax(heated, -1).topk(min(k, heated.shape[-1]))
+    return values.half().float(), indices
 
 
 def _invert(mass: Tensor, uniform: Tensor) -> Tensor:

@@ -250,6 +250,8 @@ class FamilyModel:
     def _check(self, requests: Sequence[Request], exit: int | None, parcels: Mapping[str, bytes]) -> list[Reply | CallError]:
         """Verify drafted tokens, at one exit, alone or with a shallower one's hidden states."""
         from aiflow_agents.models.family.verify import Claim, verify
+        from aiflow_agents.wire.frame import FrameError
+        from aiflow_agents.wire.payload import PayloadError
 
         if self.eyes is not None:
             return [CallError("refused", f"{self.info.name} sees, and does not check what another one has drafted")] * len(requests)
@@ -272,15 +274,20 @@ class FamilyModel:
                 wrong = f"exit {exit} has no input of layer {start.layer}: it leaves the backbone before"
             elif request.sampling.temperature > 0 and tokens and not request.odds_told:
                 wrong = "a draft that is checked at a temperature brings the odds of its tokens along"
+            odds = None
+            if request.sampling.temperature > 0 and request.odds_told and not wrong:
+                try:
+                    odds = self.courier.odds(request.odds_told, len(tokens), self.info.shape.vocab)
+                except (FrameError, PayloadError) as error:
+                    wrong = str(error)
             if wrong:
                 replies.append(CallError("refused", f"{self.info.name}: {wrong}"))
             elif room <= 0 or (begin and begin[-1] in self.engine.eos_ids):
                 replies.append(Reply(self.chat.text(begin), (), (), len(prompt), 0, "length" if room <= 0 else "stop", ()))
             else:
-                odds = self.courier.odds(request.odds_told) if request.odds_told else None
                 heat = max(request.sampling.temperature, 0.0)
                 hidden, layer = (None, 0) if start is None else (start.hidden, start.layer)
-                how = heat, request.sampling.top_p, request.seed, odds
+                how = heat, request.sampling.top_p, request.seed, odds, request.odds, self._stopper(request)
                 claims.append((request, Claim((*prompt, *begin), tokens[:room], room, layer, hidden, *how), len(prompt)))
                 replies.append(Reply("", (), (), len(prompt), 0, "checked"))
         found = verify(self.engine.decoder, [claim for _, claim, _ in claims], self.engine.eos_ids, exit) if claims else []
@@ -290,10 +297,9 @@ class FamilyModel:
     def _verdict(self, request: Request, claim: Claim, prompt: int, verdict: Verdict, blocks: int) -> Reply:
         """`work` is one pass over all positions: who has kept some of their keys and values from an earlier call reads only the others."""
         run = Pass((blocks - claim.layer) / blocks, claim.fed, 0, claim.fed - len(claim.known) + 1)
-        text = self.chat.text((*request.begin, *verdict.token_ids))
-        return Reply(
-            text, verdict.token_ids, verdict.logprobs, prompt, len(verdict.token_ids), verdict.finish, (run,), kept=verdict.kept
-        )  # fmt: skip
+        text, said = self._text(request, verdict.token_ids), verdict.token_ids
+        told = None if verdict.odds is None else self.courier.told(verdict.odds, self.info.shape.vocab)
+        return Reply(text, said, verdict.logprobs, prompt, len(said), verdict.finish, (run,), next=told, kept=verdict.kept)
 
     def _keep(self, batch: Sequence[tuple[list[int], Request]], replies: list[Reply], packed: dict[str, bytes]) -> None:
         """Put the hidden states that were wanted beside the replies. The last token of an answer was never fed, so it has none."""
@@ -393,9 +399,13 @@ class FamilyModel:
 
         return stopped
 
+    def _text(self, request: Request, token_ids: Sequence[int]) -> str:
+        """The whole answer, up to the first stop string."""
+        text = self.chat.text((*request.begin, *token_ids))
+        return text[: min((at for string in request.stop if (at := text.find(string)) >= 0), default=len(text))]
+
     def _reply(self, prompt: list[int], request: Request, made: Generated) -> Reply:
-        text = self.chat.text((*request.begin, *made.token_ids))
-        text = text[: min((at for string in request.stop if (at := text.find(string)) >= 0), default=len(text))]
+        text = self._text(request, made.token_ids)
         coded = None if made.next is None or request.top is None else self.courier.next_tokens(made.next, request.top)
         if made.odds is not None:
             coded = self.courier.told(made.odds, self.info.shape.vocab)

@@ -10,7 +10,8 @@ its drafter has never fed, is checked but nothing is said behind it.
 Greedy, a token is kept if it is this exit's own likeliest, so the text is the one that this exit writes alone. At a temperature, a token x that
 was drawn with probability q(x) is kept with probability min(1, p(x) / q(x)), and where it is not, another one is drawn from max(0, p - q): what is
 said has exactly the distribution p (Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318). That holds for any q that is known, so also
-for what a few bits on a wire leave of a distribution, where the drafter has drawn from just that.
+for what a few bits on a wire leave of a distribution, where the drafter has drawn from just that. Who checks for another one, who checks again, says
+so much of p itself as a wire can tell (`Claim.tell`), and tells it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aiflow_agents.models.family.decoder import Cache, Decoder
-from aiflow_agents.models.family.engine import STEP, uniforms
+from aiflow_agents.models.family.engine import STEP, Stop, likeliest, uniforms
 from aiflow_agents.wire.payload import Logits
 
 ROWS = 64  # sequences that are read at once
@@ -36,7 +37,8 @@ class Claim:
     """`tokens` that are claimed to be what comes behind `known` [positions before them], and at most `room` more tokens of the answer.
 
     `hidden` [positions, width]: the input of `layer` at every known position and at those of the claimed tokens that were fed; None: read the tokens.
-    At a `temperature` above 0, `odds` are the log-probabilities from which each token was drawn, one row a token.
+    At a `temperature` above 0, `odds` are the log-probabilities from which each token was drawn, one row a token, and with `tell` what is said is
+    drawn from so many likeliest tokens. `stop(tokens so far)` says whether these end the answer.
     """
 
     known: tuple[int, ...]
@@ -48,6 +50,8 @@ class Claim:
     top_p: float = 1.0
     seed: int = 0
     odds: Logits | None = None
+    tell: int = 0
+    stop: Stop | None = None
 
     @property
     def fed(self) -> int:
@@ -57,12 +61,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of the claimed tokens the first `kept` stay. `token_ids` are these, and one of this exit's own where it says one."""
+    """Of the claimed tokens the first `kept` stay. `token_ids` are these, and one of this exit's own where it says one.
+
+    `odds`, where they are to be told, are what each of them was drawn from: log-probabilities and the tokens that have them, both [tokens, k].
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     kept: int
     finish: str  # "stop" | "length" | "checked"
+    odds: tuple[Tensor, Tensor] | None = None
 
 
 @torch.inference_mode()
@@ -94,35 +102,40 @@ def verify(decoder: Decoder, claims: Sequence[Claim], ends: frozenset[int], exit
 
 def _judge(claim: Claim, logits: Tensor, ends: frozenset[int]) -> Verdict:
     """logits [fed tokens + 1, vocab]."""
-    logprobs = torch.log_softmax(logits, -1)
-    said: list[int] = []
-    tokens = claim.tokens[: claim.room]
+    logprobs, tokens, told = torch.log_softmax(logits, -1), claim.tokens[: claim.room], None
     if claim.temperature > 0:
-        kept, own = _drawn(claim, logits, tokens)
+        kept, own, told = _drawn(claim, logits, tokens)
     else:
         mine = logits.argmax(-1).tolist()
         kept = next((i for i, (a, b) in enumerate(zip(mine, tokens, strict=False)) if a != b), min(len(mine), len(tokens)))
         own = mine[kept] if kept < len(mine) else None
-    said = list(tokens[:kept])
-    ended = next((i for i, token in enumerate(said) if token in ends), None)
-    if ended is not None:
-        said, kept, own = said[: ended + 1], ended + 1, None
-    if own is not None and len(said) < claim.room:
-        said.append(own)
-    finish = "stop" if said and said[-1] in ends else "length" if len(said) >= claim.room else "checked"
+    said = [*tokens[:kept], *([own] if own is not None and kept < claim.room else [])]
+    over = next((i for i, token in enumerate(said) if token in ends or (claim.stop is not None and claim.stop(said[: i + 1]))), None)
+    if over is not None:
+        said, kept = said[: over + 1], min(kept, over + 1)
+    finish = "stop" if over is not None else "length" if len(said) >= claim.room else "checked"
     chosen = logprobs[torch.arange(len(said)), torch.tensor(said, dtype=torch.long)].tolist()
-    return Verdict(tuple(said), tuple(chosen), kept, finish)
+    return Verdict(tuple(said), tuple(chosen), kept, finish, None if told is None else (told[0][: len(said)], told[1][: len(said)]))
 
 
-def _drawn(claim: Claim, logits: Tensor, tokens: Sequence[int]) -> tuple[int, int | None]:
-    """(how many drawn tokens are kept, the token that is drawn where they end): rejection sampling."""
-    p = target(logits, claim.temperature, claim.top_p)  # [fed tokens + 1, vocab]
+def _drawn(claim: Claim, logits: Tensor, tokens: Sequence[int]) -> tuple[int, int | None, tuple[Tensor, Tensor] | None]:
+    """(how many drawn tokens are kept, the token that is drawn where they end, what can be told of p): rejection sampling."""
+    told = likeliest(logits / claim.temperature, claim.tell) if claim.tell else None
+    if told is None:
+        p = target(logits, claim.temperature, claim.top_p)  # [fed tokens + 1, vocab]
+    else:
+        p = spread(Logits(told[0].numpy(), told[1].numpy(), logits.shape[1]), logits.shape[1])
     chance = uniforms([claim.seed], 2 * len(tokens) + 2)[0].tolist()
     q = spread(claim.odds, p.shape[1]) if claim.odds is not None else np.zeros((0, p.shape[1]))
     for i, token in enumerate(tokens):
-        if chance[2 * i] * q[i, token] >= p[i, token]:
-            return i, invert(np.maximum(p[i] - q[i], 0.0), chance[2 * i + 1])
-    return len(tokens), invert(p[len(tokens)], chance[-1]) if len(tokens) < len(p) else None
+        if not stands(chance[2 * i], p[i, token], q[i, token]):
+            return i, invert(np.maximum(p[i] - q[i], 0.0), chance[2 * i + 1]), told
+    return len(tokens), invert(p[len(tokens)], chance[-1]) if len(tokens) < len(p) else None, told
+
+
+def stands(uniform: float, p: float, q: float) -> bool:
+    """Whether a token stays that was drawn with probability q, where it has p: with probability min(1, p / q)."""
+    return uniform * q < p
 
 
 def target(logits: Tensor, temperature: float, top_p: float = 1.0) -> Probabilities:
