@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -26,7 +26,8 @@ class DraftVerify(Topology):
     `ahead` tokens are drafted at a time (None: as acceptance and the way there advise), and at most `window` are out; `gate`: none that is less
     likely. Without `pipelined` each draft waits for its check. `codec`: the first drafter's hidden states go along, coded, and whoever checks them
     runs only the layers above ("": it reads the tokens anew, which is cheaper to send).
-    `deadline`, in seconds: what is not settled by then is the drafter's own, and marked `unverified`. None: wait.
+    `deadline`, in seconds: what is not settled by then, or never will be as the last has failed, is the drafter's own, and marked `unverified`.
+    None: wait. Without a drafter the others go on.
     """
 
     members: tuple[str, ...] = ()
@@ -42,8 +43,8 @@ class DraftVerify(Topology):
     def check(self, team: Team) -> None:
         super().check(team)
         agents = self.tiers(team)
-        if len(agents) < 2:
-            raise UnmetNeed("topology 'draft-verify' needs one who drafts and one who checks; `members` names one")
+        if not 2 <= len(agents) <= 3 or len({agent.name for agent in agents}) < len(agents):
+            raise UnmetNeed(f"topology 'draft-verify' needs two or three different members: `members` names {len(agents)}, {team} has {len(team)}")
         if len({agent.info.tokenizer_hash for agent in agents}) > 1:
             raise UnmetNeed(f"topology 'draft-verify' needs members with one tokenizer; see {team}")
         if self.codec and (len({agent.info.weights_hash for agent in agents[:2]}) > 1 or agents[0].exit is None):
@@ -63,5 +64,7 @@ class DraftVerify(Topology):
         try:
             async with asyncio.timeout(self.deadline):
                 return await pipeline.run()
-        except TimeoutError:
+        except (TimeoutError, MemberFailed):
+            if self.deadline is None:
+                raise
             return await pipeline.alone()

@@ -51,7 +51,7 @@ class Split(Topology):
                 known = -1 if said is None else len(said.tokens) - 1  # the upper layers have the states before the last token
             made = await lower.draft(task.question, 0, after=said, want=Want(layer, self.codec, since=known), states=states, sampling=GREEDY)
             states = made.as_("states", since=0 if said is None else known + 1)
-            settled = await upper.check(task.question, states, after=settled, sampling=GREEDY)
+            settled = await upper.check(task.question, states, after=settled)
             with standing_at(upper.node):
                 since = len(settled.tokens) - 1
             said = await settled.as_("tokens", since=since).to(lower.node)

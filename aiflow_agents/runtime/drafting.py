@@ -23,7 +23,7 @@ from aiflow_agents.wire.odds import count, joined, last
 if TYPE_CHECKING:
     from aiflow_agents.runtime.agent import Agent
 
-NOTHING = Draft()
+NOTHING = Draft(logprob=0.0)
 
 
 async def draft(
@@ -51,12 +51,13 @@ async def draft(
         parcel = parcel._replace(before=before if isinstance(before, Parcel) else None)
         scene.hellos[message.id] = agent.hello
     scene.ledger.spent(agent.name).drafted += reply.tokens_out
-    return replace(message, form="tokens", _cargo=replace(drafted, ended=ended, states=parcel, odds=_told(so_far, request, reply)))
+    return _as_draft(message, replace(drafted, ended=ended, states=parcel, odds=_told(so_far, request, reply)))
 
 
 async def check(
-    agent: Agent, question: str | Message, claimed: Message | None, *, after: Message | None, own: bool, odds: int, sampling: Sampling | None, sample: int
-) -> Message:
+    agent: Agent, question: str | Message, claimed: Message | None, *, after: Message | None, own: bool, odds: int, sampling: Sampling | None,
+    sample: int,
+) -> Message:  # fmt: skip
     """See `Agent.check`."""
     scene = SCENE.get()
     asked = scene.question(question, agent.home) if isinstance(question, str) else question
@@ -75,7 +76,7 @@ async def check(
         request = replace(request, check=tokens, parcel=states, max_tokens=min(request.max_tokens, room))
         if request.sampling.temperature > 0:
             if count(draft.odds) < len(tokens):
-                raise UnmetNeed(f"{agent.name} draws at a temperature and cannot check tokens that came without what they were drawn from: draft(odds=k)")
+                raise UnmetNeed(f"{agent.name} draws at a temperature, and cannot check tokens without what they were drawn from: draft(odds=k)")
             request = replace(request, seed=stable_hash(request.seed, tokens), odds=odds, odds_told=last(draft.odds, len(tokens)))
         message, reply = await _said(agent, request, so_far, tuple(sources))
     spent = scene.ledger.spent(agent.name)
@@ -83,7 +84,7 @@ async def check(
     said = message._draft("tokens")
     full = reply.finish == "length" and len(said.token_ids) < room  # the context is
     ended = reply.finish == "stop" or len(said.token_ids) >= agent.max_tokens or full
-    return replace(message, form="tokens", _cargo=replace(said, ended=ended, odds=_told(so_far, request, reply)))
+    return _as_draft(message, replace(said, ended=ended, odds=_told(so_far, request, reply)))
 
 
 def read(agent: Agent, message: Message) -> Message:
@@ -98,6 +99,11 @@ def _asked(asked: Message) -> list[Message]:
     """The question, with what led to it."""
     scene = SCENE.get()
     return [asked, scene.transcript()] if scene.before(asked) else [asked]
+
+
+def _as_draft(message: Message, draft: Draft) -> Message:
+    """As tokens; how sure its author is travels when the answer is whole."""
+    return replace(message, form="tokens", _cargo=draft, _confidence=message._confidence if draft.ended else None)
 
 
 def _told(so_far: Draft, request: Request, reply: Reply) -> bytes:

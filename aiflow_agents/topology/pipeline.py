@@ -8,6 +8,11 @@ r"""Drafting as a pipeline of tiers: each speaks ahead of the next, which checks
 
 Nobody knows more than what has come to it: a stage goes on from what it holds (`said`), learns what the stage below claims (`claimed`) and what the
 one above has settled, and says only what is new. Links keep the order of what is sent, so `since` is what both ends have in common.
+
+At a temperature nothing that is decided may depend on when a draft came, as that may depend on what was drawn: so a place is either drafted or not,
+and who checks says no token of its own where another one may be on its way for the same place. It says one where a draft was overturned.
+
+A stage that fails, or cannot be reached, is left out: those below it begin again from what the last one has settled.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ class Style:
     odds: int = 16
 
 
-@dataclass
+@dataclass(eq=False)
 class Stage:
     """One tier: what it holds, and what the stages beside it have told it."""
 
@@ -54,6 +59,7 @@ class Stage:
     said: Message | None = None  # at its node; a draft, or what it has settled
     claimed: Message | None = None  # the newest from below, at its node
     above: Message | None = None  # the newest from above, at its node
+    final: Message | None = None  # the newest of the last stage, at its node
     working: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
     overturned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,15 +85,15 @@ class Stage:
 
 
 class Pipeline:
-    """A question on its way through these stages, the first of which drafts and the last of which decides."""
+    """A question on its way through these stages, the first of which drafts and the last of which decides, also how long it is and how it is drawn."""
 
     def __init__(self, question: str, agents: Sequence[Agent], style: Style):
-        self.question, self.style, self.home = question, style, agents[0].home
-        self.told: Message | None = None  # what has been settled, at home
-        self.stages = [Stage(agent) for agent in agents]
-        self.drafter = self.stages[0]
+        self.question, self.style, self.home, last = question, style, agents[0].home, agents[-1]
+        self.codec, self.warm = style.codec, last.sampling.temperature > 0
+        self.stages = [Stage(replace(agent, max_tokens=last.max_tokens, stop=last.stop, sampling=last.sampling)) for agent in agents]
         self.pace = Pace(style.ahead, style.pipelined)
         self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.told: Message | None = None  # what has been settled, at home
         self._sent_home: Tokens = ()
         self._sending: set[asyncio.Task[None]] = set()
         self._sent_at: dict[str, tuple[float, int]] = {}  # of the first stage's drafts: when, and how many tokens
@@ -104,16 +110,27 @@ class Pipeline:
                 task.cancel()
 
     async def alone(self) -> Message:
-        """The answer as the first stage ends it by itself, from what was settled at home; marked, as nobody has checked it."""
-        agent = self.drafter.agent
-        after = self.told.as_("tokens") if self.told is not None and self.told.node == agent.node else None
-        said = await agent.draft(self.question, agent.max_tokens, after=after)
-        return replace(await agent.read(said).to(self.home), mark="unverified")
+        """The answer as the first stage that can ends it by itself, from what it knows to be settled; marked, where nobody has checked it.
+
+        Raises MemberFailed where none can.
+        """
+        failed: MemberFailed | None = None
+        for stage in list(self.stages):
+            agent, last = stage.agent, stage is self.stages[-1]
+            after = stage.said if last else stage.final
+            try:
+                said = await agent.draft(self.question, agent.max_tokens, after=after)
+                settled = last or after is not None and self._ended(stage, after)
+                return replace(await agent.read(said).to(self.home), mark="" if settled else "unverified")
+            except MemberFailed as error:
+                failed = error
+        assert failed is not None
+        raise failed
 
     async def _work(self, stage: Stage) -> None:
         """Draft or check, until the answer is settled. A stage that fails is left out, if it is not the last."""
         try:
-            while not self.answer.done():
+            while not self.answer.done() and stage in self.stages:
                 await (self._draft(stage) if stage is self.stages[0] and len(self.stages) > 1 else self._check(stage))
         except MemberFailed:
             if stage is self.stages[-1]:
@@ -121,12 +138,23 @@ class Pipeline:
             self._leave(stage)
 
     def _leave(self, stage: Stage) -> None:
-        """The stages on both sides go on without it. Neither knows what the other has of what went through it."""
+        """The others go on without it. What went through it may be lost, so the one below it begins again where the last one has settled."""
+        if stage not in self.stages:
+            return
         place = self.stages.index(stage)
         self.stages.remove(stage)
-        for other in self.stages[max(place - 1, 0) : place + 1]:
-            other.told_up, other.told_down, other.states, other.claimed = (), (), None, None
-            other.news.set()
+        stage.news.set()
+        upper, last = self.stages[place], self.stages[-1]
+        upper.claimed, upper.told_down, self.codec = None, (), ""  # nobody else has the hidden states of what came before
+        if place:
+            lower = self.stages[place - 1]
+            lower.said = lower.above = lower.final
+            lower.told_up, lower.states, lower.settled = (), None, len(lower.tokens())
+            lower.overturned.set()
+            lower.news.set()
+        upper.news.set()
+        if last.said is not None:
+            self._settle(last, last.said)
 
     async def _draft(self, stage: Stage) -> None:
         """Say some tokens more and send them up, unless enough of them are out."""
@@ -137,7 +165,7 @@ class Pipeline:
         count = min(self.pace.ahead(), self.style.window - out)
         stage.overturned.clear()
         stage.working = True
-        want = Want(stage.agent.exit or 0, self.style.codec, since=_valid(stage)) if self.style.codec else None
+        want = Want(stage.agent.exit or 0, self.codec, since=_valid(stage)) if self.codec else None
         drafting = asyncio.ensure_future(self._drafted(stage, count, want))
         turned = asyncio.ensure_future(stage.overturned.wait())
         try:
@@ -153,6 +181,10 @@ class Pipeline:
             return
         said = drafting.result()
         made = len(stage.tokens(said))
+        if made <= len(before):
+            raise MemberFailed(stage.agent.name, f"no more fits into its context behind {made} tokens", "too-long")
+        if stage not in self.stages:
+            return
         self.pace.drafted(said.usage.latency_s, made - len(before))
         if self._hold(stage, said):
             self._sent_at[said.id] = SCENE.get().now(), made
@@ -170,7 +202,7 @@ class Pipeline:
 
     async def _drafted(self, stage: Stage, count: int, want: Want | None) -> Message:
         """Some tokens more; one at least, however unsure."""
-        how = {"after": stage.said, "want": want, "states": stage.states, "odds": self.style.odds}
+        how = {"after": stage.said, "want": want, "states": stage.states if want else None, "odds": self.style.odds}
         said = await stage.agent.draft(self.question, count, gate=self.style.gate, **how)  # type: ignore[arg-type]
         if len(stage.tokens(said)) > len(stage.tokens()):
             return said
@@ -182,26 +214,30 @@ class Pipeline:
         claimed = stage.claimed
         if claimed is not None and (len(stage.tokens(claimed)) <= len(mine) or stage.tokens(claimed)[: len(mine)] != mine):
             claimed = None
-        speaks = alone or stage.said is None and not self.style.codec  # with nothing claimed
+        speaks = alone or stage.said is None and not self.codec and not self.warm  # with nothing claimed
         if stage.ended or claimed is None and not speaks:
             await _wait(stage.news)
             return
+        last = stage is self.stages[-1]
+        own = not self.warm or claimed is None or self._ended(stage, claimed) or not self.style.pipelined and stage in self.stages[1:2]
         stage.working = True
         try:
-            said = await stage.agent.check(self.question, claimed, after=stage.said)
+            said = await stage.agent.check(self.question, claimed, after=stage.said, own=own, odds=0 if last else self.style.odds)
         finally:
             stage.working = False
-        if not self._hold(stage, said):
+        if not last and len(stage.tokens(said)) <= len(mine):
+            raise MemberFailed(stage.agent.name, f"no more fits into its context behind {len(mine)} tokens", "too-long")
+        if stage not in self.stages or not self._hold(stage, said):
             return
-        if stage is self.stages[-1]:
+        if last:
             self._settle(stage, said)
         else:
             self._send_up(stage)
-            self._send_down(stage, said)
+            self._send_down(stage, said, final=False)
 
     def _settle(self, stage: Stage, said: Message) -> None:
         """What the last stage has said is the answer so far: it goes down stage by stage, and home."""
-        self._send_down(stage, said)
+        self._send_down(stage, said, final=True)
         if all(one.agent.node != self.home for one in self.stages):
             self._spawn(self._home(said))
         elif stage.agent.node == self.home:
@@ -223,39 +259,57 @@ class Pipeline:
         known, self._sent_home = common(tokens, self._sent_home), tokens
         self._at_home(stage, await said.as_("tokens", since=known).to(self.home))
 
+    def _ended(self, stage: Stage, said: Message) -> bool:
+        """Whether nothing follows what is here."""
+        with standing_at(stage.agent.node):
+            return said.ended
+
     # -- what travels ------------------------------------------------------------------------------------------------------
 
     def _send_up(self, stage: Stage) -> None:
         upper = self.stages[self.stages.index(stage) + 1]
         tokens = stage.tokens()
         assert stage.said is not None
-        since = common(tokens, stage.told_up)
-        stage.told_up = tokens
-        form = "states" if self.style.codec and stage is self.stages[0] else "tokens"
+        known = stage.tokens(stage.above) if stage.above is not None else ()  # what it has said itself it has
+        since, stage.told_up = max(common(tokens, stage.told_up), common(tokens, known)), tokens
+        form = "states" if self.codec and stage is self.stages[0] else "tokens"
         parcel = stage.said.as_(form, since=since)  # type: ignore[arg-type]
         if form == "states":
             stage.states = parcel
-        self._spawn(self._claim(upper, parcel))
+        self._spawn(self._claim(stage, upper, parcel))
 
-    async def _claim(self, upper: Stage, draft: Message) -> None:
-        upper.claimed = await draft.to(upper.agent.node)
-        upper.news.set()
+    async def _claim(self, lower: Stage, upper: Stage, draft: Message) -> None:
+        try:
+            draft = await draft.to(upper.agent.node)
+        except MemberFailed as error:
+            self._parted(lower, upper, error)
+        else:
+            if lower in self.stages:
+                upper.claimed = draft
+                upper.news.set()
 
-    def _send_down(self, stage: Stage, said: Message) -> None:
+    def _send_down(self, stage: Stage, said: Message, *, final: bool) -> None:
         place = self.stages.index(stage)
         if place:
             lower, tokens = self.stages[place - 1], stage.tokens(said)
             # what the stage below has said itself need not be told again, nor what it was told before
             known = max(common(tokens, stage.told_down), common(tokens, stage.tokens(stage.claimed)) if stage.claimed else 0)
             stage.told_down = tokens
-            self._spawn(self._correct(lower, said.as_("tokens", since=known), stage is self.stages[-1]))
+            self._spawn(self._correct(stage, lower, said.as_("tokens", since=known, odds=False), final))
 
-    async def _correct(self, lower: Stage, said: Message, final: bool) -> None:
+    async def _correct(self, upper: Stage, lower: Stage, said: Message, final: bool) -> None:
         """What the stage above has said comes to the one below: it stands, or what was said here against it is dropped."""
-        said = await said.to(lower.agent.node)
-        settled, mine = lower.tokens(said), lower.tokens()
+        try:
+            said = await said.to(lower.agent.node)
+        except MemberFailed as error:
+            self._parted(lower, upper, error)
+            return
         if final and lower.agent.node == self.home:
             self._at_home(lower, said)
+        if upper not in self.stages or lower not in self.stages:
+            return
+        settled, mine = lower.tokens(said), lower.tokens()
+        lower.final = said if final else lower.final
         if lower is self.stages[0]:
             sent_s, out = next((self._sent_at[id] for id in said.heard if id in self._sent_at), (None, 0))
             if sent_s is not None:
@@ -270,14 +324,12 @@ class Pipeline:
             lower.said = said
         lower.settled = max(lower.settled, len(settled))
         lower.news.set()
-        place = self.stages.index(lower) if lower in self.stages else 0
-        if place:  # and further down
-            self._send_down(lower, said) if not final else self._relay(lower, said)
+        self._send_down(lower, said, final=final)  # and further down
 
-    def _relay(self, stage: Stage, said: Message) -> None:
-        lower, tokens = self.stages[self.stages.index(stage) - 1], stage.tokens(said)
-        known, stage.told_down = common(tokens, stage.told_down), tokens
-        self._spawn(self._correct(lower, said.as_("tokens", since=known), True))
+    def _parted(self, lower: Stage, upper: Stage, error: MemberFailed) -> None:
+        """Nothing can go between two stages any more: without a way to the last one there is no answer from it, without the lower one there is."""
+        if lower in self.stages and upper in self.stages:
+            self._leave(lower)
 
     def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coro)
@@ -285,7 +337,7 @@ class Pipeline:
         task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        """What could not be sent fails the question, unless its stage has been left out."""
+        """What nobody has foreseen fails the question."""
         self._sending.discard(task)
         if not task.cancelled() and (error := task.exception()) and not self.answer.done():
             self.answer.set_exception(error)
