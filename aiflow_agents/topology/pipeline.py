@@ -91,6 +91,7 @@ class Pipeline:
         self.question, self.style, self.home, last = question, style, agents[0].home, agents[-1]
         self.codec, self.warm = style.codec, last.sampling.temperature > 0
         self.stages = [Stage(replace(agent, max_tokens=last.max_tokens, stop=last.stop, sampling=last.sampling)) for agent in agents]
+        self.everyone = tuple(self.stages)
         self.pace = Pace(style.ahead, style.pipelined)
         self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self.told: Message | None = None  # what has been settled, at home
@@ -115,8 +116,8 @@ class Pipeline:
         Raises MemberFailed where none can.
         """
         failed: MemberFailed | None = None
-        for stage in list(self.stages):
-            agent, last = stage.agent, stage is self.stages[-1]
+        for stage in self.everyone:
+            agent, last = stage.agent, stage is self.everyone[-1]
             after = stage.said if last else stage.final
             try:
                 said = await agent.draft(self.question, agent.max_tokens, after=after)
