@@ -85,7 +85,7 @@ class Stage:
 
 
 class Pipeline:
-    """A question on its way through these stages, the first of which drafts and the last of which decides, also how long it is and how it is drawn."""
+    """A question on its way through these stages. The first one drafts; the last decides, also how long the answer is and how it is drawn."""
 
     def __init__(self, question: str, agents: Sequence[Agent], style: Style):
         self.question, self.style, self.home, last = question, style, agents[0].home, agents[-1]
