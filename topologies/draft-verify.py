@@ -8,7 +8,7 @@ r"""Lower tiers draft, the next one checks several tokens in one pass, the last 
 import asyncio
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from aiflow_agents.errors import MemberFailed, UnmetNeed
 from aiflow_agents.runtime.agent import Agent
@@ -24,8 +24,9 @@ class DraftVerify(Topology):
     it has exactly its distribution, and drafts are drawn from the drafter's `odds` likeliest tokens, which travel along.
 
     `ahead` tokens are drafted at a time (None: as acceptance and the way there advise), and at most `window` are out; `gate`: none that is less
-    likely. Without `pipelined` each draft waits for its check. `codec`: the first drafter's hidden states go along, coded, and whoever checks them
-    runs only the layers above ("": it reads the tokens anew, which is cheaper to send).
+    likely. Without `pipelined` each draft waits for its check. `heat`: a temperature at which drafts are drawn, to see what weaker ones do.
+    `codec`: the first drafter's hidden states go along, coded, and whoever checks them runs only the layers above ("": it reads the tokens anew,
+    which is cheaper to send).
     `deadline`, in seconds: what is not settled by then, or never will be as the last has failed, is the drafter's own, and marked `unverified`.
     None: wait. Without a drafter the others go on.
     """
@@ -37,6 +38,7 @@ class DraftVerify(Topology):
     gate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     codec: str = ""
     odds: PositiveInt = 16
+    heat: NonNegativeFloat = 0.0
     deadline: PositiveFloat | None = None
     needs = Needs(members=2, capabilities=frozenset({"verify"}))
 
@@ -59,7 +61,7 @@ class DraftVerify(Topology):
 
     async def run(self, task: Task, team: Team) -> Message:
         agents = self.tiers(team)
-        style = Style(self.ahead, self.window, self.pipelined, self.gate, self.codec, self.odds)
+        style = Style(self.ahead, self.window, self.pipelined, self.gate, self.codec, self.odds, self.heat)
         pipeline = Pipeline(task.question, agents, style)
         try:
             async with asyncio.timeout(self.deadline):

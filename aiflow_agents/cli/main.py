@@ -28,6 +28,7 @@ COMMANDS = {
     "copy": ("aiflow_agents.cli.library:copy", "Copy a definition here, to edit it."),
     "run": ("aiflow_agents.cli.run:run", "Ask a team one question and watch it talk."),
     "eval": ("aiflow_agents.cli.evaluate:evaluate", "Is the team better than its best member, and at what cost?"),
+    "sweep": ("aiflow_agents.cli.sweep:sweep", "Where does drafting beat streaming?"),
     "curve": ("aiflow_agents.cli.curve:curve", "How good is each arm of a run on a budget?"),
     "view": ("aiflow_agents.cli.view:view", "Open the report of a run in the browser."),
     "score": ("aiflow_agents.cli.score:score", "Mark the answers of a run again."),

@@ -23,7 +23,7 @@ from aiflow_agents.runtime.budget import Budget
 
 Sample = dict[str, Any]
 OK, FAILED, OVER_BUDGET = "ok", "failed", "over budget"  # a sample's status
-CURVES, FITTED = "curves.json", "fitted.json"
+CURVES, FITTED, SWEEP = "curves.json", "fitted.json", "sweep.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -103,6 +103,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 def read_curves(path: Path) -> dict[str, dict[str, Any]]:
     """The curves of a run (see `evals.curve`), by what they are over; none where there are none, or where the file is damaged."""
     return (_object(path / CURVES) if (path / CURVES).is_file() else None) or {}
+
+
+def read_sweep(path: Path) -> dict[str, Any] | None:
+    """What `evals.sweep` has left in a run's folder; None where there is nothing, or it is damaged."""
+    return _object(path / SWEEP) if (path / SWEEP).is_file() else None
 
 
 def _object(file: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class Decoding:
         return asdict(self)
 
 
-def per_token(decodings: list[Mapping[str, Any]], usage: list[Mapping[str, float]]) -> dict[str, float | None]:
+def per_token(decodings: Sequence[Mapping[str, Any]], usage: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     """Means over all tokens of these answers (`Decoding.as_json`, and their usage), for an arm: ratios of sums."""
 
     def total(key: str) -> float:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiflow_agents.errors import MemberFailed
-from aiflow_agents.models.protocol import Want
+from aiflow_agents.models.protocol import Sampling, Want
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.scene import SCENE
 from aiflow_agents.topology.lengths import Pace
@@ -41,7 +41,8 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 @dataclass(frozen=True)
 class Style:
     """How to draft. `ahead`: tokens of a draft, None: as acceptance and the way there advise; `window`: how many may be out unsettled; `gate`: none
-    that is less likely; `codec`: hidden states go along, coded by it ("": tokens alone); `odds`: at a temperature, from how many tokens to draw."""
+    that is less likely; `codec`: hidden states go along, coded by it ("": tokens alone); `odds`: at a temperature, from how many tokens to draw;
+    `heat`: a temperature of drafts alone."""
 
     ahead: int | None = None
     window: int = 32
@@ -49,6 +50,7 @@ class Style:
     gate: float = 0.0
     codec: str = ""
     odds: int = 16
+    heat: float = 0.0
 
 
 @dataclass(eq=False)
@@ -203,7 +205,9 @@ class Pipeline:
 
     async def _drafted(self, stage: Stage, count: int, want: Want | None) -> Message:
         """Some tokens more; one at least, however unsure."""
-        how = {"after": stage.said, "want": want, "states": stage.states if want else None, "odds": self.style.odds}
+        heated = Sampling(self.style.heat) if self.style.heat else None
+        odds = self.style.odds if self.warm else 0  # where the last is greedy, nobody asks what drafts were drawn from
+        how = {"after": stage.said, "want": want, "states": stage.states if want else None, "odds": odds, "sampling": heated}
         said = await stage.agent.draft(self.question, count, gate=self.style.gate, **how)  # type: ignore[arg-type]
         if len(stage.tokens(said)) > len(stage.tokens()):
             return said

@@ -26,12 +26,13 @@ from aiflow_agents.evals.report.conversations import Conversations, places
 from aiflow_agents.evals.report.curves import budget_plot
 from aiflow_agents.evals.report.samples import Samples, short
 from aiflow_agents.evals.report.scatter import FRAMES, scatter
-from aiflow_agents.evals.run_folder import CURVES, read_curves
+from aiflow_agents.evals.report.sweep import sweep_map
+from aiflow_agents.evals.run_folder import CURVES, SWEEP, read_curves, read_sweep
 from aiflow_agents.evals.verdict import MEMBERS, p_text, percent, points, quantity, sentence
 
 FORMAT = 4  # of the page: one of another format, or by another version, is not current
 TAGS, FAILURES = 60, 50  # at most so many are listed
-SOURCES = ("summary.json", "samples.jsonl", "trace.jsonl", "config.json", CURVES)
+SOURCES = ("summary.json", "samples.jsonl", "trace.jsonl", "config.json", CURVES, SWEEP)
 SCRIPTS = ("elements.js", "run.js", "theme.js", "figure.js", "changes.js", "graph.js", "conversation.js", "timeline.js", "browser.js", "main.js")
 HERE = Path(__file__).parent
 
@@ -59,6 +60,7 @@ def write_report(run_folder: Path) -> Path:
         verdicts=_forest(summary), heat=_heat(summary, samples, scores), failures=_failures(samples),
         command=f"aiflow eval --config {shlex.quote(str(run_folder / 'config.json'))}", config=config and _shown(config),
         decoded=[(name, arm) for name, arm in sorted_arms(summary) if arm.get("fidelity")],
+        sweep=sweep_map(read_sweep(run_folder)),
         some_stream=any(arm.get("ms_per_token") is not None for arm in summary["arms"].values()),
         some_over=any(arm.get("n_over_budget") for arm in summary["arms"].values()),
         percent=percent, points=points, p_text=p_text, quantity=quantity, cost=cost, share=capture_text)
