@@ -70,7 +70,8 @@ class MemberFailed(AIFlowError):
 
     def __init__(self, member: str, reason: str, kind: str = "failed"):
         self.member, self.reason, self.kind = member, reason, kind
-        super().__init__(f"{member}: {reason}")
+        named = reason.startswith((f"{member}: ", f"{member} "))  # a model that is called as its member is says so itself
+        super().__init__(reason if named else f"{member}: {reason}")
 
     def __reduce__(self):
         return MemberFailed, (self.member, self.reason, self.kind)

@@ -76,27 +76,39 @@ def train(
     with training({recipe.name: [each.kind for each in recipe.phases] for recipe in found}) as (note, progress):
         nursery = Nursery(folder, out or (OUT if tokens is None else folder / "models"), peers or folder, where, questions, note, progress)
         _check_peers(nursery, found, phase, {"work": peers or work, "tokens": tokens, "seed": seed})
-        done: list[dict[str, Any]] = []
         try:
-            if phase != "hear":
-                for recipe in found:
-                    if not resume:
-                        nursery.clear(recipe)
-                    nursery.answer(recipe)
-                    done.append({"name": recipe.name, "folder": str(folder / recipe.name / "answer"), "phase": "answer"})
-            if phase != "answer":
-                done = []
-                for recipe in found:
-                    nursery.hear(recipe)
-                    done.append({"name": recipe.name, "folder": str(nursery.out / recipe.name), "phase": "hear"})
-                for recipe, entry in zip(found, done, strict=True) if card else ():
-                    again_here = {"tokens": tokens, "seed": seed, "questions": options["questions"], "peers": peers}
+            done = _trained(nursery, found, phase, folder, resume)
+            if card and phase != "answer":
+                again_here = {"tokens": tokens, "seed": seed, "questions": options["questions"], "peers": peers}
+                for recipe, entry in zip(found, done, strict=True):
                     entry["card"] = nursery.card(recipe, _reproduce(recipe, found, again_here))
         except KeyboardInterrupt:
             raise Interrupted(again) from None
     if json:
         typer.echo(dumps(done, indent=2))
-        return
+    else:
+        _show(done)
+
+
+def _trained(nursery: Any, recipes: Sequence[Recipe], phase: str, folder: Path, resume: bool) -> list[dict[str, Any]]:
+    """Train them all through the first phases before any goes on to the others. What was made last, as plain data."""
+    done: list[dict[str, Any]] = []
+    if phase != "hear":
+        for recipe in recipes:
+            if not resume:
+                nursery.clear(recipe)
+            nursery.answer(recipe)
+            done.append({"name": recipe.name, "folder": str(folder / recipe.name / "answer"), "phase": "answer"})
+    if phase != "answer":
+        done = []
+        for recipe in recipes:
+            nursery.hear(recipe)
+            done.append({"name": recipe.name, "folder": str(nursery.out / recipe.name), "phase": "hear"})
+    return done
+
+
+def _show(done: Sequence[dict[str, Any]]) -> None:
+    """Where each model is, and what its card says."""
     for entry in done:
         score = entry["card"]["measured"] if "card" in entry else None
         ways = {"heard": "hearing", "asking": "asking"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
+from aiflow_agents.errors import MemberFailed
 from aiflow_agents.models.confidence import Calibration
 from aiflow_agents.models.protocol import GREEDY, CallError, Reply, Request, Sampling, Turn
 from aiflow_agents.runtime.run import Job
@@ -237,3 +239,17 @@ def test_a_seed_does_not_depend_on_arm_time_place_or_company(stage: Any) -> None
 def test_greedy_calls_have_no_seed(stage: Any) -> None:
     team = stage.team(ann="phone")
     assert {seed(stage, team, lambda team: team["ann"].ask("q"), task=f"t{i}", seed=i) for i in range(3)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("the conversation is empty", "oak: the conversation is empty"),
+        ("oak: the conversation is empty", "oak: the conversation is empty"),
+        ("oak runs on vLLM, where it cannot draft", "oak runs on vLLM, where it cannot draft"),
+        ("oakum: no answer", "oak: oakum: no answer"),
+    ],
+)
+def test_who_failed_is_said_once(reason: str, said: str) -> None:
+    error = pickle.loads(pickle.dumps(MemberFailed("oak", reason, "refused")))
+    assert (str(error), error.member, error.reason, error.kind) == (said, "oak", reason, "refused")
