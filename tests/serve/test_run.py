@@ -141,8 +141,8 @@ def test_500_requests_made_from_its_own_schema_are_answered_as_the_schema_says(s
 
     ask()
     assert sum(seen.values()) == 500
-    for path in ("/v1/chat/completions", "/v1/completions"):
-        assert {200, 400, 401} <= {status for at, status in seen if at == path}, seen
+    posted = Counter({status: sum(n for (at, each), n in seen.items() if each == status and at.endswith("completions")) for _, status in seen})
+    assert posted.total() > 200 and min(posted[200], posted[400], posted[401]) >= 5, seen
 
 
 def test_what_is_under_way_comes_to_its_end_and_no_key_is_in_any_log(server: Server) -> None:
