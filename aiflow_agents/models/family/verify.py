@@ -16,7 +16,7 @@ so much of p itself as a wire can tell (`Claim.tell`), and tells it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from aiflow_agents.wire.payload import Logits
 
 ROWS = 64  # sequences that are read at once
 Probabilities = NDArray[np.float64]
+Rule = Callable[[float, float, float], bool]  # (uniform, p, q) -> whether a token stays
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,23 @@ class Verdict:
     odds: tuple[Tensor, Tensor] | None = None
 
 
+def stands(uniform: float, p: float, q: float) -> bool:
+    """Whether a token stays that was drawn with probability q, where it has p: with probability min(1, p / q)."""
+    return uniform * q < p
+
+
 @torch.inference_mode()
-def verify(decoder: Decoder, claims: Sequence[Claim], ends: frozenset[int], exit: int | None = None) -> list[Verdict]:
-    """Check every claim at one exit (None: the last). `ends` are the tokens that end an answer. No claim may begin with nothing known."""
+def verify(decoder: Decoder, claims: Sequence[Claim], ends: frozenset[int], exit: int | None = None, rule: Rule = stands) -> list[Verdict]:
+    """Check every claim at one exit (None: the last). `ends` are the tokens that end an answer. No claim may begin with nothing known.
+
+    Equal sequences are read once. By `rule` it is decided whether a drawn token stays; another one than `stands` is for tests that must then fail.
+    """
     path, found = decoder.config.path(exit), dict[int, Verdict]()
-    order = sorted(range(len(claims)), key=lambda i: (claims[i].layer, claims[i].hidden is None, claims[i].fed))
+    alike: dict[object, list[int]] = {}  # a sequence -> the claims that are it
+    for i, claim in enumerate(claims):
+        alike.setdefault((claim.known, claim.tokens) if claim.hidden is None else i, []).append(i)
+    equal = {places[0]: places for places in alike.values()}
+    order = sorted(equal, key=lambda i: (claims[i].layer, claims[i].hidden is None, claims[i].fed))
     while order:
         first = claims[order[0]]
         same = [i for i in order[:ROWS] if (claims[i].layer, claims[i].hidden is None) == (first.layer, first.hidden is None)]
@@ -94,17 +107,18 @@ def verify(decoder: Decoder, claims: Sequence[Claim], ends: frozenset[int], exit
                 states[row, : claim.fed] = claim.hidden.to(decoder.dtype)
         cache = Cache.new(decoder.config, len(some), columns, decoder.dtype, path)
         out = decoder.run(states, cache, decoder.prompt_span(0, columns), path[first.layer :])  # [rows, columns, width]
-        for row, (i, claim) in enumerate(zip(same, some, strict=True)):
+        for row, (first_of, claim) in enumerate(zip(same, some, strict=True)):
             logits = decoder.head(out[row, len(claim.known) - 1 : claim.fed], exit)  # what is said behind what is known, and behind each fed token
-            found[i] = _judge(claim, logits, ends)
+            for i in equal[first_of]:
+                found[i] = _judge(claims[i], logits, ends, rule)
     return [found[i] for i in range(len(claims))]
 
 
-def _judge(claim: Claim, logits: Tensor, ends: frozenset[int]) -> Verdict:
+def _judge(claim: Claim, logits: Tensor, ends: frozenset[int], rule: Rule) -> Verdict:
     """logits [fed tokens + 1, vocab]."""
     logprobs, tokens, told = torch.log_softmax(logits, -1), claim.tokens[: claim.room], None
     if claim.temperature > 0:
-        kept, own, told = _drawn(claim, logits, tokens)
+        kept, own, told = _drawn(claim, logits, tokens, rule)
     else:
         mine = logits.argmax(-1).tolist()
         kept = next((i for i, (a, b) in enumerate(zip(mine, tokens, strict=False)) if a != b), min(len(mine), len(tokens)))
@@ -118,7 +132,7 @@ def _judge(claim: Claim, logits: Tensor, ends: frozenset[int]) -> Verdict:
     return Verdict(tuple(said), tuple(chosen), kept, finish, None if told is None else (told[0][: len(said)], told[1][: len(said)]))
 
 
-def _drawn(claim: Claim, logits: Tensor, tokens: Sequence[int]) -> tuple[int, int | None, tuple[Tensor, Tensor] | None]:
+def _drawn(claim: Claim, logits: Tensor, tokens: Sequence[int], rule: Rule) -> tuple[int, int | None, tuple[Tensor, Tensor] | None]:
     """(how many drawn tokens are kept, the token that is drawn where they end, what can be told of p): rejection sampling."""
     told = likeliest(logits / claim.temperature, claim.tell) if claim.tell else None
     if told is None:
@@ -128,14 +142,9 @@ def _drawn(claim: Claim, logits: Tensor, tokens: Sequence[int]) -> tuple[int, in
     chance = uniforms([claim.seed], 2 * len(tokens) + 2)[0].tolist()
     q = spread(claim.odds, p.shape[1]) if claim.odds is not None else np.zeros((0, p.shape[1]))
     for i, token in enumerate(tokens):
-        if not stands(chance[2 * i], p[i, token], q[i, token]):
+        if not rule(chance[2 * i], p[i, token], q[i, token]):
             return i, invert(np.maximum(p[i] - q[i], 0.0), chance[2 * i + 1]), told
     return len(tokens), invert(p[len(tokens)], chance[-1]) if len(tokens) < len(p) else None, told
-
-
-def stands(uniform: float, p: float, q: float) -> bool:
-    """Whether a token stays that was drawn with probability q, where it has p: with probability min(1, p / q)."""
-    return uniform * q < p
 
 
 def target(logits: Tensor, temperature: float, top_p: float = 1.0) -> Probabilities:
