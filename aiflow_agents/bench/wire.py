@@ -86,7 +86,7 @@ class _Sent:
         end = time.perf_counter()
         assert isinstance(found, Hidden)
         told = codec.encode(carried, told=True)
-        self.frames, self.told, self.body = self.frames + len(frame), self.told + len(told), self.body + len(told) - 6 - frame[1]
+        self.frames, self.told, self.body = self.frames + len(frame), self.told + len(told), self.body + len(told) - codec.overhead(carried)
         self.numbers += message.states.size
         if len(self.encode_s) < SINGLES:
             self._one_by_one(codec, carried)

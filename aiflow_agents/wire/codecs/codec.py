@@ -81,11 +81,19 @@ class Codec:
         positions, width = self._within(*payload.states.shape)
         coding = self._coding(f"hidden.{payload.layer}", width)
         body = coding.pack(payload.states, Known(payload.token_ids, _check_before(before, payload.layer, payload.first, width), payload.first))
-        untold = (varint(payload.layer) if self._layer is None else b"") + (b"" if coding.width else varint(width))
+        untold = self._untold(payload.layer, width)
         if payload.token_ids is None or told:
             return self._seal(STATES, [payload.first, positions], untold + body)
         how, ids = self._pack_ids(payload.token_ids)
         return self._seal(HIDDEN, [payload.first, positions, how], untold + ids + body)
+
+    def overhead(self, payload: Hidden) -> int:
+        """Bytes of a frame of states that are neither states nor token ids: kind, header and checksum."""
+        return len(self._seal(STATES, [payload.first, len(payload.states)], self._untold(payload.layer, payload.states.shape[1])))
+
+    def _untold(self, layer: int, width: int) -> bytes:
+        """What a receiver who has this codec does not know of all its frames."""
+        return (varint(layer) if self._layer is None else b"") + (b"" if self._coding(f"hidden.{layer}").width else varint(width))
 
     def _encode_logits(self, payload: Logits) -> bytes:
         floats = self._raw("logits")
