@@ -219,6 +219,20 @@ def test_what_places_always_show_is_not_sent() -> None:
         fit("klt:step=1,places=8", {"hidden.2": Sample(states)})
 
 
+def test_a_header_says_only_what_the_codec_has_not_settled(make_sample: Make) -> None:
+    """Kind, first position, how many and a checksum; the layer where there are several, and the width where it may be any."""
+    sample = make_sample(WIDTH)
+    sent = Hidden(3, sample.states[:9], first=9)
+    one, two = fit("int8", {"hidden.3": sample}), fit("int8", {"hidden.2": sample, "hidden.3": sample})
+    for each, size, beside in ((one, 1, 7), (two, 1, 8), (codec("float16"), 2, 9)):
+        frame = each.encode(sent)
+        assert len(frame) - 9 * WIDTH * size == beside == each.overhead(sent)
+        found = each.decode(frame)
+        assert isinstance(found, Hidden) and (found.layer, found.first, found.states.shape) == (3, 9, (9, WIDTH))
+        with pytest.raises(FrameError, match="another codec"):  # it is in the checksum which one it was
+            (two if each is one else one).decode(frame)
+
+
 def test_what_is_predicted_is_not_sent(fitted: dict[str, Codec], make_sample: Make) -> None:
     sent = held_out(make_sample)
     one, plain = fitted["predict:step=0.3,boundary=2"], fitted["klt:step=0.1+range"]

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -54,6 +55,19 @@ def test_the_answer_alone_is_a_smaller_frame() -> None:
     assert decode_text(short.encode()) == ("ann.1", "ann", "42", 0.5, b"")
     assert decode_text(LONG.encode()).text == LONG.text
     assert short.text == "42" and short.as_("text") == LONG  # nothing has moved yet
+
+
+def test_a_message_that_says_nothing_is_a_byte_and_who_says_it() -> None:
+    class Box(NamedTuple):
+        digest: str = "d"
+        nbytes: int = 40
+
+    said = Message("ann.1", "ann", "phone", _text="42", _answer="42", _cargo=Box())
+    silent = replace(said.as_("hidden"), _text="")
+    assert silent.size == 1 + (1 + 3) + 1 + 40 and said.as_("hidden").size == silent.size + 1 + 2  # text has a length where more follows
+    assert decode_text(silent.encode() + b"payload") == ("ann.1", "ann", "", None, b"payload")
+    assert decode_text(said.as_("hidden").encode() + b"payload") == ("ann.1", "ann", "42", None, b"payload")
+    assert decode_text(said.encode()) == ("ann.1", "ann", "42", None, b"")
 
 
 def test_a_part_is_what_was_said_and_less_of_it(at_tower: None) -> None:
