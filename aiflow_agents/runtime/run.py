@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from aiflow_agents.runtime.delivery import Delivery, Portion
 from aiflow_agents.runtime.handover import Handover
 from aiflow_agents.runtime.hooks import Hooks, Run, Teller
 from aiflow_agents.runtime.hosts import Hosts, open_hosts
+from aiflow_agents.runtime.ledger import Spent
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.scene import SCENE, Pair, Scene, Session
 from aiflow_agents.runtime.task import Task
@@ -59,7 +60,7 @@ class Result:
     `over`: which limit of its budget was met, in words; the answer is then what the topology made of what it had, or the last one that had arrived at
     home, or empty.
     `delivery`: when its tokens were at home, also those of an answer that was broken off; None where there were none. `decoding`: what they took,
-    where the topology says how true it is to one member's answer (`Topology.fidelity`). `mark` as in `Message`.
+    where the topology says how true it is to one member's answer (`Topology.fidelity`). `mark` as in `Message`. `members`: what each has cost.
     """
 
     job: Job
@@ -74,6 +75,7 @@ class Result:
     delivery: Delivery | None = None
     decoding: Decoding | None = None
     mark: str = ""
+    members: Mapping[str, Spent] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         cost = self.usage
@@ -178,8 +180,8 @@ class Stage:
         return replace(made, mark=message.mark, decoding=Decoding.of(self.scene.ledger, self.job.team, tokens))
 
     def _made(self, answer: str, sure: float | None, text: str, usage: Usage, over: str | None) -> Result:
-        spans, met = tuple(self.spans), tuple(self.scene.met)
-        return Result(self.job, answer, sure, usage, text=text, spans=spans, met=met, over=over, delivery=self.scene.delivery)
+        spans, met, members = tuple(self.spans), tuple(self.scene.met), self.scene.ledger.members
+        return Result(self.job, answer, sure, usage, text=text, spans=spans, met=met, over=over, delivery=self.scene.delivery, members=members)
 
     def stopped(self, latency_s: float) -> Result:
         """What there is when the budget is spent: the last answer that had arrived at home, or an empty one."""
@@ -195,7 +197,8 @@ class Stage:
     def failed(self, error: BaseException, latency_s: float) -> Result:
         usage = self.scene.ledger.usage(latency_s)
         said = f"{type(error).__name__}: {error}".strip() + _where(error, self.job.topology)
-        return Result(self.job, None, None, usage, said, spans=tuple(self.spans), delivery=self.scene.delivery)
+        spans, members = tuple(self.spans), self.scene.ledger.members
+        return Result(self.job, None, None, usage, said, spans=spans, delivery=self.scene.delivery, members=members)
 
 
 def _where(error: BaseException, topology: Runs) -> str:
