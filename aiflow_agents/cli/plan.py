@@ -52,7 +52,7 @@ def plan(
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     folder, at = catalog.find("model", family).path, catalog.find("network", network)
-    ground = Ground.of(folder, Network.load(at.path), _shapes(costs_as))
+    ground = Ground.of(folder, Network.load(at.path), _shapes(costs_as), model="" if Path(family).exists() else family)
     asked = _questions(folder, suite, skill, questions, sample, max_tokens, seed)
     with watcher(display) as watch:
         found = find_plan(ground, asked, quantity=minimise, floor=floor, seed=seed, watch=watch)

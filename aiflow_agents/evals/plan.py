@@ -61,8 +61,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a plan costs for one question, as means over the sample. `first_token_s`: until the first token is at home. `acceptance`: of checked tokens,
-    the share that was kept; `others`: answers of the sample that are not those of its last exit alone."""
+    """What a plan costs for one question, as means over the sample. `first_token_s`: until the first token is at home. `acceptance`: the share of
+    checked tokens that was kept; `others`: answers of the sample that are not those of its last exit alone."""
 
     plan: Plan
     latency_s: float
@@ -89,8 +89,8 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Planned:
-    """All plans with what they cost, the frontier, and who wins: None where nobody reaches the floor. `relief`: what the winner would save if one part
-    of the network were twice as good, the most first. `left_out`: why some were not looked at."""
+    """All plans with what they cost, the frontier, and who wins: None where nobody reaches the floor. `relief`: what the winner would save if one
+    part of the network were twice as good, the most first. `left_out`: why some were not looked at."""
 
     network: str
     quantity: Quantity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ def row(one: Forecast) -> list[str]:
 
 def why(found: Planned) -> list[str]:
     """Why the winner won, in a few sentences: what the next best costs, and what binds."""
-    key, unit, words = QUANTITIES[found.quantity]
+    _, unit, words = QUANTITIES[found.quantity]
     best = max(found.forecasts, key=lambda one: (one.accuracy.value, -one.value(found.quantity)))
     if found.winner is None:
-        right = percent(best.accuracy.value)
-        return [f"No plan reaches the floor of {percent(found.floor)}: the best, {best.plan.name}, is right on {right} of {best.accuracy.n:,} questions."]
+        right = f"{percent(best.accuracy.value)} of {best.accuracy.n:,} questions"
+        return [f"No plan reaches the floor of {percent(found.floor)}: the best, {best.plan.name}, is right on {right}."]
     won, told = found.winner, []
     low, high = won.accuracy.ci95
     told.append(
@@ -97,8 +96,7 @@ def as_json(found: Planned) -> dict[str, Any]:
 
 def options(plan: Plan) -> list[str]:
     """What asks for this plan's topology on a command line."""
-    given = [f"{key}={','.join(value) if isinstance(value, Sequence) and not isinstance(value, str) else value}" for key, value in plan.parameters.items()]
-    return ["--topology", plan.topology, *(part for one in given for part in ("-T", one))]
+    return ["--topology", plan.topology, *(part for key, value in plan.parameters.items() for part in ("-T", f"{key}={value}"))]
 
 
 def commands(plan: Plan, file: Path, suite: str = "SUITE") -> list[str]:

@@ -55,9 +55,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ground:
-    """What plans are made of. `places`: by tier, the node that computes there; `costs`: by exit, the shape as which it is priced ({}: its own)."""
+    """What plans are made of. `model`: what a team file calls the family; `places`: by tier, the node that computes there; `costs`: by exit, the shape
+    as which it is priced ({}: its own)."""
 
     folder: Path
+    model: str
     network: Network
     places: Mapping[str, str]
     exits: tuple[int, ...]
@@ -66,7 +68,7 @@ class Ground:
     costs: Mapping[int, str]
 
     @classmethod
-    def of(cls, folder: Path, network: Network, costs_as: Mapping[str, str] | None = None) -> Ground:
+    def of(cls, folder: Path, network: Network, costs_as: Mapping[str, str] | None = None, *, model: str = "") -> Ground:
         """`costs_as` names a shape for each tier: the first exit is priced as the device's, the last as the cloud's, those between as the edge's.
 
         Raises UserError for a model that is no family.
@@ -83,10 +85,10 @@ class Ground:
         sizes = dict(zip(config.exits, ("device", *["edge"] * (len(config.exits) - 2), "cloud"), strict=True))
         costs = {exit: costs_as[tier] for exit, tier in sizes.items() if costs_as and tier in costs_as}
         keeps = KEEPS if linears(folder) else ()
-        return cls(folder, network, {tier: places[tier] for tier in TIERS if tier in places}, config.exits, keeps, codecs, costs)
+        return cls(folder, model or str(folder), network, {tier: places[tier] for tier in TIERS if tier in places}, config.exits, keeps, codecs, costs)
 
     def member(self, tier: str, exit: int, keep: float | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = {"model": str(self.folder), "tier": tier, "node": self.places[tier], "exit": exit}
+        found: dict[str, Any] = {"model": self.model, "tier": tier, "node": self.places[tier], "exit": exit}
         return found | ({"keep": keep} if keep else {}) | ({"costs_as": self.costs[exit]} if exit in self.costs else {})
 
     def fits(self, plan: Plan) -> bool:
@@ -143,7 +145,7 @@ def _drafted(ground: Ground, chain: Sequence[tuple[str, int]], parameters: Mappi
     way = " > ".join(f"{ground.places[tier]} {exit}" for tier, exit in chain)
     last, codec = chain[-1][1], parameters.get("codec")
     says = (last, None) if mark == "exact" else (last, None, "states", codec, *(exit for _, exit in chain))
-    given = {"members": list(names)} | {key: value for key, value in parameters.items() if value is not None}
+    given = {key: value for key, value in parameters.items() if value is not None}  # who drafts and who decides follows from their depth
     return Plan(f"draft {way}, {how}", "draft-verify", given, members, mark, says, (last, None))
 
 
