@@ -55,8 +55,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ground:
-    """What plans are made of. `model`: what a team file calls the family; `places`: by tier, the node that computes there; `costs`: by exit, the shape
-    as which it is priced ({}: its own)."""
+    """What plans are made of. `model`: what a team file calls the family; `places`: by tier, the node that computes there; `costs`: by exit, the
+    shape as which it is priced ({}: its own)."""
 
     folder: Path
     model: str
@@ -85,7 +85,8 @@ class Ground:
         sizes = dict(zip(config.exits, ("device", *["edge"] * (len(config.exits) - 2), "cloud"), strict=True))
         costs = {exit: costs_as[tier] for exit, tier in sizes.items() if costs_as and tier in costs_as}
         keeps = KEEPS if linears(folder) else ()
-        return cls(folder, model or str(folder), network, {tier: places[tier] for tier in TIERS if tier in places}, config.exits, keeps, codecs, costs)
+        places = {tier: places[tier] for tier in TIERS if tier in places}
+        return cls(folder, model or str(folder), network, places, config.exits, keeps, codecs, costs)
 
     def member(self, tier: str, exit: int, keep: float | None = None) -> dict[str, Any]:
         found: dict[str, Any] = {"model": self.model, "tier": tier, "node": self.places[tier], "exit": exit}
