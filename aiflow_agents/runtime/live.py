@@ -1,7 +1,8 @@
 r"""Teams under a real clock: any number of questions at once on an ordinary event loop, each counting seconds from when it arose.
 
     live.ask --> topology.run, as in simulation --> calls: `runtime.dispatch`; a call takes what it takes
-                                               \--> messages: at once; with `pace` after the delays of the simulated links
+                                               \--> messages: at once; with `pace` after the delays of the simulated links, or through
+                                                    throttled sockets of this machine (`runtime.loopback`)
 
 Bytes and joules are priced by the network file as in simulation, and so are FLOPs; seconds are the wall clock's. Two things are otherwise:
 a topology that waits for what can never happen waits until its budget's seconds are over, and a model is not interrupted: a call that is cancelled
@@ -30,6 +31,7 @@ from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Hooks, Run, Teller
 from aiflow_agents.runtime.hosts import InlineHosts, LiveHosts
 from aiflow_agents.runtime.ledger import Ledger
+from aiflow_agents.runtime.loopback import Loopback, LoopbackFabric
 from aiflow_agents.runtime.run import Job, Result, Runs, Stage, perform
 from aiflow_agents.runtime.scene import Scene, Session
 from aiflow_agents.runtime.task import Task
@@ -62,7 +64,7 @@ class Live:
     """
 
     def __init__(
-        self, team: Team, hosts: LiveHosts | None = None, *, pace: bool = False, seed: int = 0, budget: Budget | None = None,
+        self, team: Team, hosts: LiveHosts | None = None, *, pace: bool | Loopback = False, seed: int = 0, budget: Budget | None = None,
         note: Note = lambda calls, executed: None, hooks: Iterable[object] = (),
     ):  # fmt: skip
         self.team, self.pace, self.seed, self.budget = team, pace, seed, budget
@@ -183,9 +185,11 @@ class LiveScene(Scene):
 
     __slots__ = ("clock", "dispatcher", "replies", "whole_bill", "unfinished", "_made_here", "_late")
 
-    def __init__(self, dispatcher: Dispatcher, pace: bool, *args: Any, **options: Any):
-        self.clock = LiveClock(pace)
+    def __init__(self, dispatcher: Dispatcher, pace: bool | Loopback, *args: Any, **options: Any):
+        self.clock = LiveClock(pace is True)
         super().__init__(*args, **options, clock=self.clock)
+        if isinstance(pace, Loopback):
+            self.fabric = LoopbackFabric(pace, self.network, seed=self.fabric.seed, clock=self.clock)
         self.dispatcher = dispatcher
         self.replies: dict[str, Reply] = {}  # by message
         self.whole_bill, self.unfinished = True, 0

@@ -1,0 +1,101 @@
+"""Links of a network as throttled relays on this machine: `python -m aiflow_agents.net.relay`, a process of its own.
+
+    sender --TCP--> relay --at the link's rate, its latency later--> TCP --> receiver
+
+It reads what to do from its first line of input, [[rate in bit/s, latency in s, port of the receiver], ...], a link one way each, answers with a line of
+the ports at which it listens, and ends with its input. What comes is a frame: its length, the microseconds that it is late beside (both 32 bits), then its
+bytes. A timer of its kind is off by some microseconds, that of a usual event loop by up to a millisecond, which is as much as a Wi-Fi takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import selectors
+import struct
+import sys
+
+HEADER = struct.Struct("!II")
+CHUNK = 1500  # bytes that leave together: an Ethernet frame
+LOOPBACK = "127.0.0.1"
+
+
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rate_bps: float, latency_s: float) -> None:
+    """Pass frames on, each when its last bit would be there, in the order in which they came, until the sender closes."""
+    loop, free_at, last = asyncio.get_running_loop(), 0.0, 0.0
+    on_the_way: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue()
+
+    async def deliver() -> None:
+        while (one := await on_the_way.get()) is not None:
+            due, data = one
+            if (wait := due - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            writer.write(data)
+            await writer.drain()
+
+    delivering = asyncio.ensure_future(deliver())
+    try:
+        while True:
+            length, late_us = HEADER.unpack(await reader.readexactly(HEADER.size))
+            begun, sent = loop.time(), HEADER.pack(length, late_us)
+            free_at = max(begun, free_at)
+            while length:
+                data = await reader.readexactly(min(length, CHUNK))
+                length -= len(data)
+                free_at += len(data) * 8 / rate_bps
+                last = max(last, free_at + latency_s + late_us * 1e-6)
+                on_the_way.put_nowait((last, sent + data))
+                sent = b""
+            if sent:  # a frame without bytes
+                on_the_way.put_nowait((max(last, free_at + latency_s + late_us * 1e-6), sent))
+    except asyncio.IncompleteReadError:
+        on_the_way.put_nowait(None)
+        await delivering
+    finally:
+        delivering.cancel()
+        writer.close()
+
+
+async def serve(ways: list[tuple[float, float, int]]) -> None:
+    """Listen for each of these ways, tell the ports, and stay until the input ends."""
+    ports = []
+    for rate_bps, latency_s, to in ways:
+
+        async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, how: tuple[float, float, int] = (rate_bps, latency_s, to)) -> None:
+            receiver = (await asyncio.open_connection(LOOPBACK, how[2]))[1]
+            try:
+                await relay(reader, receiver, how[0], how[1])
+            except (ConnectionError, asyncio.CancelledError):
+                pass  # the other end has gone
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(passing, LOOPBACK, 0)
+        ports.append(server.sockets[0].getsockname()[1])
+    print(json.dumps(ports), flush=True)  # noqa: T201
+    await asyncio.get_running_loop().connect_read_pipe(lambda: _Ending(asyncio.current_task()), sys.stdin)
+    await asyncio.Event().wait()
+
+
+class _Ending(asyncio.Protocol):
+    """Ends the task when the input does: whoever started this process is gone, or wants it to go."""
+
+    def __init__(self, task: asyncio.Task[None] | None):
+        self.task = task
+
+    def eof_received(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def main() -> None:
+    ways = json.loads(sys.stdin.readline())
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        try:
+            runner.run(serve([(float(rate), float(latency), int(port)) for rate, latency, port in ways]))
+        except asyncio.CancelledError:
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A network whose links are real: every message crosses TCP sockets of this machine, throttled as the network file says (`net.relay`).
+
+    node --frame--> relay process --at the link's rate and latency--> node, which hears of it when its last byte has come
+
+Bytes, joules and luck are those of the simulated network, hop by hop; seconds are the wall clock's. As many bytes are sent as the frames have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from aiflow_agents.errors import AIFlowError
+from aiflow_agents.net.fabric import Clock, Fabric
+from aiflow_agents.net.network import Hop, Network
+from aiflow_agents.net.relay import HEADER, LOOPBACK
+
+Booked = Callable[[Hop, float, int], None]
+PATIENCE_S = 20.0  # until the relays must stand
+
+
+class Loopback:
+    """The links of a network, both ways, for all that runs on one event loop.
+
+    async with Loopback(network) as links:
+        async with Live(team, pace=links) as live: ...
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+        self._ways: dict[tuple[str, str], _Way] = {}
+        self._process: subprocess.Popen[str] | None = None
+
+    async def __aenter__(self) -> Self:
+        hops = [hop for link in self.network.links for src, dst in ((link.a, link.b), (link.b, link.a)) for hop in self.network.route(src, dst)[:1]]
+        for hop in hops:
+            self._ways[hop.src, hop.dst] = way = _Way()
+            await way.listen()
+        asked = [(hop.rate_bps, hop.latency_s, self._ways[hop.src, hop.dst].port) for hop in hops]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "aiflow_agents.net.relay"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )  # fmt: skip
+        ports = await asyncio.wait_for(asyncio.to_thread(self._ports, asked), PATIENCE_S)
+        for hop, port in zip(hops, ports, strict=True):
+            await self._ways[hop.src, hop.dst].connect(port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for way in self._ways.values():
+            way.close()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            await asyncio.to_thread(self._process.wait)
+
+    def send(self, hop: Hop, nbytes: int, late_s: float, arrived: Callable[[], None]) -> None:
+        """Let so many bytes cross a link, and call `arrived` when the last is there."""
+        self._ways[hop.src, hop.dst].send(nbytes, late_s, arrived)
+
+    def _ports(self, asked: Sequence[tuple[float, float, int]]) -> list[int]:
+        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise AIFlowError("the relays of the loopback network did not start")
+        return list(json.loads(line))
+
+
+class _Way:
+    """One direction of a link: where frames set out, and where they come. They come in the order in which they set out."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._out: asyncio.StreamWriter | None = None
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    async def listen(self) -> None:
+        self._server = await asyncio.start_server(self._receive, LOOPBACK, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def connect(self, port: int) -> None:
+        self._out = (await asyncio.open_connection(LOOPBACK, port))[1]
+
+    def send(self, nbytes: int, late_s: float, arrived: Callable[[], None]) -> None:
+        assert self._out is not None
+        self._waiting.append(arrived)
+        self._out.write(HEADER.pack(nbytes, round(late_s * 1e6)) + bytes(nbytes))
+
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                length, _ = HEADER.unpack(await reader.readexactly(HEADER.size))
+                await reader.readexactly(length)
+                self._waiting.popleft()()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    def close(self) -> None:
+        if self._out is not None:
+            self._out.close()
+        if self._server is not None:
+            self._server.close()
+
+
+class LoopbackFabric(Fabric):
+    """A fabric whose messages take as long as they take."""
+
+    __slots__ = ("links",)
+
+    def __init__(self, links: Loopback, network: Network, *, seed: int, clock: Clock):
+        super().__init__(network, seed=seed, clock=clock)
+        self.links = links
+
+    def _forward(
+        self, clock: Clock, route: Sequence[Hop], position: int, nbytes: int, number: int, arrived: Callable[[], object], book: Booked | None
+    ) -> None:
+        if position == len(route):
+            arrived()
+            return
+        hop = route[position]
+        _, energy_j, sent_bytes = self._take(hop, nbytes, clock.time(), number, position)
+        if book is not None:
+            book(hop, energy_j, sent_bytes)
+        late_s = self._luck(hop, nbytes, number, position)[1]
+
+        def there() -> None:
+            self._forward(clock, route, position + 1, nbytes, number, arrived, book)
+
+        self.links.send(hop, sent_bytes, late_s, there)
