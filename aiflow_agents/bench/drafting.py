@@ -19,6 +19,7 @@ from aiflow_agents.models.family.model import end_ids
 from aiflow_agents.models.protocol import Turn
 from aiflow_agents.skills.questions import TRAINED
 from aiflow_agents.skills.splits import balanced
+from aiflow_agents.training.sources import skills_of
 
 TIE = 1e-4  # a first difference is a tie where the two best logits lie within this
 
@@ -30,12 +31,12 @@ def bench_drafting(
     exit: int | None = None,
     length: int | None = None,
     questions: int = 140,
-    max_tokens: int = 32,
+    max_tokens: int = 64,
     repeats: int = 5,
     seed: int = 0,
     watch: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Measure both sides over test questions of all skills; `draft` is by default the shallowest exit, `exit` the deepest.
+    """Measure both sides over test questions of the model's skills; `draft` is by default the shallowest exit, `exit` the deepest.
 
     Returns `model, draft, exit, length, questions, tokens, whole_tokens_per_s, drafted_tokens_per_s, ratio, ratios, acceptance_rate, tokens_a_check,
     identical, ties, different`. Medians over `repeats` rounds in which both sides run by turns, question by question; `ratio` is the median of the
@@ -55,7 +56,7 @@ def bench_drafting(
     if len(exits) < 2:
         raise UserError(f"{Path(model).name} has one exit, and nothing in it to draft with: `aiflow family grow` adds exits")
     draft, exit = exits[0] if draft is None else draft, exits[-1] if exit is None else exit
-    asked = [question.text for question in balanced(list(TRAINED), "test", questions, seed)]
+    asked = [question.text for question in balanced(list(skills_of(model)) or list(TRAINED), "test", questions, seed)]
     prompts = [chat.prompt((Turn("user", text),)) for text in asked]
     engine = Engine(decoder, ends, stable=False)
     found: list[Drafted] = []

@@ -142,6 +142,8 @@ def _cost(result: Result) -> str:
     came += "; nobody has verified it" if result.mark == "unverified" else ""
     if result.decoding and result.decoding.checked:
         came += f"; {result.decoding.kept} of {result.decoding.checked} drafted tokens kept"
+    fidelity = getattr(result.job.topology, "fidelity", None)
+    came += f"; text {how}" if fidelity is not None and (how := fidelity(result.job.team)) else ""
     return f"after {used.latency_s * 1000:.1f} ms: {used.calls} calls, {used.wire_bytes:,} bytes on links, {quantity(used.energy_j, 'J')}{came}"
 
 
