@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiflow_agents.errors import UnknownName
+from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.protocol import Shape
 from aiflow_agents.net.cost import ShapeNumbers, energy_j, named_shape, price_call, shape_names
 from aiflow_agents.net.network import Node
@@ -97,4 +97,7 @@ def test_an_unknown_shape_offers_the_nearest():
     with pytest.raises(UnknownName, match="qwen3-8b"):
         named_shape("qwen3-8")
     assert named_shape("Qwen3-8B") == named_shape("qwen3-8b")
+    assert named_shape("qwen3-8b@4").dtype_bytes == 0.5 and named_shape("qwen3-8b@4").block_params == named_shape("qwen3-8b@16").block_params
+    with pytest.raises(UserError, match="qwen3-8b@7: '7' bits a weight; expected 2 to 8, 16 or 32, such as qwen3-8b@4"):
+        named_shape("qwen3-8b@7")
     assert all(named_shape(name).heads % named_shape(name).kv_heads == 0 for name in shape_names())
