@@ -27,13 +27,13 @@ def run(tmp_path_factory):
 
 
 def test_a_cell_is_what_runs_on_that_network_say(run) -> None:
-    found = sweep(run.folder, rtt_ms=(4.0, 400.0), mbps=(5.0,), heats=(0.0, 4.0), questions=5)
+    found = sweep(run.folder, rtt_ms=(4.0, 400.0), mbps=(5.0,), heats=(0.0, 4.0), questions=9)
     assert found == json.loads((run.folder / "sweep.json").read_text())
-    assert (found["arm"], found["against"], found["n_questions"], len(found["cells"])) == ("draft-verify", "stream", 5, 4)
+    assert (found["arm"], found["against"], found["n_questions"], len(found["cells"])) == ("draft-verify", "stream", 9, 4)
     team = Team.load("cedar-large")
     far = replace(team, network=distant(team.network, 0.4, 5e6))
     asked = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
-    tasks = [Task(sample["task_id"], sample["question"]) for sample in asked if sample["arm"] == "stream"][:5]
+    tasks = [Task(sample["task_id"], sample["question"]) for sample in asked if sample["arm"] == "stream"]
     cell = next(c for c in found["cells"] if (c["rtt_ms"], c["heat"]) == (400.0, 0.0))
     for name, key in (("draft-verify", "ms_per_token"), ("stream", "stream_ms_per_token")):
         results: list[Result] = []
