@@ -9,6 +9,7 @@ import typer
 
 from aiflow_agents.cli.bench_backends import backends
 from aiflow_agents.cli.bench_controls import controls
+from aiflow_agents.cli.bench_decoding import decoding
 from aiflow_agents.cli.bench_drafting import drafting
 from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_judge import judge
@@ -26,6 +27,7 @@ bench = typer.Typer(
 )
 bench.command("backends", short_help="One model behind every backend: the same text, and how fast.")(backends)
 bench.command("controls", short_help="Does the judge say `beats` where it must not?")(controls)
+bench.command("decoding", short_help="Several tiers decode together: is it exact?")(decoding)
 bench.command("drafting", short_help="Tokens per second of a family that drafts for itself.")(drafting)
 bench.command("family")(family)
 bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)
