@@ -193,7 +193,8 @@ class Stream:
 
         try:
             scene.carry(self.node, frame, f"the end of {message.id}", arrived, lose)
-        except OverBudget:
+        except OverBudget:  # it has not set out: who wants it has to send it
+            scene.unexpect(message)
             self._stopped = True
         except Unreachable as gone:
             lose(gone)

@@ -261,6 +261,11 @@ class Scene:
 
         return arrived, move.lose
 
+    def unexpect(self, message: Message) -> None:
+        """It is not on its way after all."""
+        for freight in (message._freight, message._text):
+            self._moves.pop((message.id, self.network.home, freight), None)
+
     def read(self, portion: Portion) -> None:
         """The user has so much more of the answer, at home."""
         self._told.add(portion)

@@ -23,7 +23,9 @@ from aiflow_agents.topology.load import load_topology
 from aiflow_agents.wire.frame import encode_text, encode_tokens
 from tests.conftest import Do
 
-QUESTION, TOKEN, END, SAID = 14, 9, 19, 24  # bytes: of `q`; of a frame with a small token id; of what closes tim's stream; of `tim:q` as one message
+# bytes: of `q`; of a frame with a small token id; of what closes tim's stream, which says how sure it is; of `tim:q` as one message
+QUESTION, TOKEN = len(encode_text("q0", "user", "q", None)), len(encode_tokens([7]))
+END, SAID = len(encode_text("tim.1", "tim", "", 0.5)), len(encode_text("tim.1", "tim", "tim:q", 0.5))
 ASK_S, READ_S = QUESTION * 8 / 800 + 0.125, 0.25 + (2 * 20 + 20 * 3 + 10) / 4000
 STEP_S = 0.25 + (5 * 30 + 20 * (3 + 4 + 5 + 6 + 7)) / 4000 / 5  # tim says five letters and the end, having read two tokens
 WAY_S = TOKEN * 8 / 1600 + 0.125

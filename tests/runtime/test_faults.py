@@ -168,12 +168,12 @@ def test_who_lets_it_out_fails_like_any_other_and_a_resumed_run_tries_again(stag
     assert result.answer is None and result.error == "MemberFailed: tim: message q0 cannot get from phone to tower: tower died after 0 s, for good"
 
 
-@pytest.mark.parametrize("limit", [18, 30, 36, 60])
+@pytest.mark.parametrize("limit", [10, 18, 30, 50])
 def test_bytes_that_go_again_stay_within_the_budget(stage: Any, limit: int) -> None:
     team = stage.team(ann="phone", tim="tower").with_faults("any down 0.1 1", "any down 1.15 1")
     result = ask(team, load_topology("weighted"), "question", hosts=stage.hosts(), budget=Budget(bytes=limit))
     free = ask(team, load_topology("weighted"), "question", hosts=stage.hosts())
-    assert result.usage.wire_bytes <= limit and free.usage.wire_bytes > 60 and (result.over or "").startswith(f"{limit} bytes")
+    assert result.usage.wire_bytes <= limit and free.usage.wire_bytes > limit and (result.over or "").startswith(f"{limit} bytes")
 
 
 def test_a_stream_pauses_while_its_link_is_away_and_breaks_off_where_it_is_gone(stage: Any) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.topology.load import load_topology
+from aiflow_agents.wire.frame import encode_text
 
 
 def test_all_are_asked_once_and_at_once_and_hear_nobody(hearers: Any, watch: Any) -> None:
     team = hearers(ann="phone", tim="tower")
     seen, alone = watch(load_topology("majority"), team), watch(load_topology("single"), team)
     assert seen.calls == [("ann", ()), ("tim", ())]
-    sent_s = (seen.result.usage.wire_bytes - 14) * 8 / 1600 + 0.125  # tim has long answered when the phone has; then the answer comes home
+    sent_s = (seen.result.usage.wire_bytes - len(encode_text("q0", "user", "q", None))) * 8 / 1600 + 0.125  # tim has long answered when the phone has; then the answer comes home
     assert seen.result.usage.latency_s == pytest.approx(alone.result.usage.latency_s + sent_s)
 
 

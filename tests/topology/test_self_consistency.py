@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.protocol import Sampling
 from aiflow_agents.topology.load import load_topology
+from aiflow_agents.wire.frame import encode_text
 
 LOAD = "self-consistency"
 
@@ -31,7 +32,8 @@ def test_the_vote_is_taken_where_the_member_is_and_the_winner_alone_travels(stag
     answers = iter(["  yes  ", "no", "  yes  "])
     seen = watch(load_topology(LOAD, {"samples": 3}), stage.team(tim=("tower", lambda request: next(answers))))
     assert seen.result.answer == "yes" and seen.moves == [("q0", "phone", "tower"), ("tim.1", "tower", "phone")]
-    assert seen.result.usage.wire_bytes == 14 + 22  # `yes` without the blanks around it
+    said = encode_text("q0", "user", "q", None), encode_text("tim.1", "tim", "yes", 0.5)  # without the blanks around it
+    assert seen.result.usage.wire_bytes == sum(map(len, said))
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=7))
