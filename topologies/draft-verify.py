@@ -26,7 +26,7 @@ class DraftVerify(Topology):
     `ahead` tokens are drafted at a time (None: as acceptance and the way there advise), and at most `window` are out; `gate`: none that is less
     likely. Without `pipelined` each draft waits for its check. `heat`: a temperature at which drafts are drawn, to see what weaker ones do.
     `codec`: the first drafter's hidden states go along, coded, and whoever checks them runs only the layers above ("": it reads the tokens anew,
-    which is cheaper to send).
+    which is cheaper to send). Members with different tokenizers exchange text, greedily and without a codec.
     `deadline`, in seconds: what is not settled by then, or never will be as the last has failed, is the drafter's own, and marked `unverified`.
     None: wait. Without a drafter the others go on.
     """
@@ -47,8 +47,9 @@ class DraftVerify(Topology):
         agents = self.tiers(team)
         if not 2 <= len(agents) <= 3 or len({agent.name for agent in agents}) < len(agents):
             raise UnmetNeed(f"topology 'draft-verify' needs two or three different members: `members` names {len(agents)}, {team} has {len(team)}")
-        if len({agent.info.tokenizer_hash for agent in agents}) > 1:
-            raise UnmetNeed(f"topology 'draft-verify' needs members with one tokenizer; see {team}")
+        if len({agent.info.tokenizer_hash for agent in agents}) > 1 and (self.codec or agents[-1].sampling.temperature > 0):
+            why = f"codec={self.codec}" if self.codec else f"a temperature ({agents[-1].name} has {agents[-1].sampling.temperature:g})"
+            raise UnmetNeed(f"topology 'draft-verify' with {why} needs members with one tokenizer; see {team}")
         if self.codec and (len({agent.info.weights_hash for agent in agents[:2]}) > 1 or agents[0].exit is None):
             raise UnmetNeed("topology 'draft-verify' with a codec needs two exits of one family to begin with: hidden states mean nothing elsewhere")
 

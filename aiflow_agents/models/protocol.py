@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from aiflow_agents.wire.picture import Picture
 
 
+HALF = "\ufffd"  # what a tokenizer shows of a character of which some bytes are missing
+
+
 class Turn(NamedTuple):
     """One turn of a conversation. A heard message is a user turn with the speaker's `name`."""
 
@@ -105,6 +108,10 @@ class Request:
     `odds_told` is the frame of the distributions that its tokens were drawn from: what is kept has exactly this model's distribution. `odds`: draw
     each token from so many likeliest ones, as 16 bits leave their log-probabilities, and give these distributions with the reply; so does who checks,
     and what is said then has exactly these.
+
+    Between tokenizers text goes: `begin_text` is what the answer begins with, where `begin` is empty, and then `max_tokens` counts what follows it;
+    else it is what `begin` stands for, where that does not spell it. `check_text`, in place of `check`, is the whole answer so far as another one
+    has drafted it, with `ended` all of it: what it says behind `begin` is cut into this model's own tokens, which are checked.
     """
 
     messages: tuple[Turn, ...]
@@ -125,6 +132,13 @@ class Request:
     check: tuple[int, ...] | None = None
     odds: int = 0
     odds_told: bytes = b""
+    begin_text: str = ""
+    check_text: str | None = None
+
+    @property
+    def checks(self) -> bool:
+        """Whether a draft is checked."""
+        return self.check is not None or self.check_text is not None
 
     @property
     def parcels(self) -> tuple[Parcel, ...]:
@@ -149,7 +163,8 @@ def beyond_text(request: Request, *, exit: int | None = None, hidden: bool = Fal
         "stop where it is not sure": request.top is not None,
         "see": request.picture is not None,
         "say how likely a given text is": bool(request.score),
-        "check a draft": request.check is not None,
+        "go on from text": bool(request.begin_text),
+        "check a draft": request.checks,
         "give the odds of its tokens": request.odds > 0,
     }
     return next((what for what, wanted in asked.items() if wanted), "")
@@ -177,7 +192,8 @@ class Reply:
     `work` is what was run where that is not the prompt once and then a token at a time; `parcel` is what `Request.want` asked for.
     `next` is the frame that `Request.top` asked for, None where the answer ended before, or that of `Request.odds`. It comes along and does not stay
     with the host: who asked reads it, and a parcel would be as long. `text` has the tokens of `Request.begin` in it, which `token_ids`, `logprobs`
-    and both counts leave out. Of a draft that was checked the first `kept` tokens stay.
+    and both counts leave out. Of a draft that was checked the first `kept` tokens stay. `begun` and `checked` are the tokens into which
+    `Request.begin_text` and what is new of `Request.check_text` were cut.
     """
 
     text: str
@@ -190,6 +206,8 @@ class Reply:
     parcel: Parcel | None = None
     next: bytes | None = None
     kept: int = 0
+    begun: tuple[int, ...] = ()
+    checked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

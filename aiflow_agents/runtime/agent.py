@@ -195,7 +195,8 @@ class Agent:
     ) -> Message:  # fmt: skip
         """Speak on by at most `tokens` tokens, for another one to check: a draft, as tokens.
 
-        `after`, a draft as tokens, is what the answer begins with. Fewer are made where the next is no likelier than `gate`, or the answer ends.
+        `after`, a draft as tokens, or as words of one with another tokenizer, is what the answer begins with. Fewer are made where the next is no
+        likelier than `gate`, or the answer ends.
         `want` keeps the hidden states of new positions (`Want.since`), which then travel `as_("states")`; `states` is the draft that brought those
         before them. With `tokens` 0 nothing is said, and only the layers below `want.layer` run. At a temperature, tokens are drawn from the `odds`
         likeliest and bring along what they were drawn from.
@@ -212,7 +213,8 @@ class Agent:
         """Read a draft in one pass: keep the tokens that this agent would have said too, and say one of its own behind them. As tokens, for others
         to go on from.
 
-        `after` is what was settled before, and `claimed` a draft that begins with it; None: nothing is claimed, and one token is said. Sent
+        `after` is what was settled before, and `claimed` a draft that begins with it; None: nothing is claimed, and one token is said. That of an
+        agent with another tokenizer comes `as_("words")`: it is cut into this one's own tokens, and checked greedily. Sent
         `as_("states")` it is checked from the drafter's hidden states, and the question itself does not travel. Without `own` nothing is said behind
         a draft that is kept whole. With `odds`, at a temperature, what stays is drawn from so many likeliest tokens, for a further one to check.
 
@@ -245,9 +247,10 @@ class Agent:
 
     def _drafted(self, request: Request, reply: Reply, begin: Draft | None) -> tuple[Draft, float | None]:
         """The draft that a reply is, with the confidence in all of it: None where it began with what another one said, or with nothing."""
-        before, token_ids = 0.0 if begin is None else begin.logprob, request.begin + reply.token_ids
+        before, token_ids = 0.0 if begin is None else begin.logprob, (request.begin or reply.begun) + reply.token_ids
         logprob = None if before is None or reply.logprobs is None else before + math.fsum(reply.logprobs)
-        draft = Draft(token_ids, logprob, reply.next or b"", request.top.codec if request.top else "float16")
+        codec = request.top.codec if request.top else "float16"
+        draft = Draft(token_ids, logprob, reply.next or b"", codec, tokenizer=self.info.tokenizer_hash)
         return draft, None if logprob is None or not token_ids else _as_sent(self.calibration(math.exp(logprob)))
 
     async def _understood(self, message: Message, otherwise: Literal["text", "refuse"]) -> Parcel | None:

@@ -240,13 +240,15 @@ class Told:
 
         Token ids are compared with token ids, and text with text; of the other nobody at home knows.
         """
-        ids, text = message._cargo.token_ids if isinstance(message._cargo, Draft) else (), message._said
+        draft = message._cargo if isinstance(message._cargo, Draft) else Draft()
+        ids, text = draft.token_ids, message._said
         if (ids and ids[: len(self.token_ids)] != self.token_ids) or (not ids and not text.startswith(self.text)):
             raise taken_back(message)
         if ids:
             return Portion(now, max(len(ids) - self.tokens, 0), ids[len(self.token_ids) :], "", message.author)
         said = "" if self.token_ids else text[len(self.text) :]
-        return Portion(now, max(message.usage.tokens_out - self.tokens, 0), (), said, message.author)
+        made = draft.made if draft.words else message.usage.tokens_out
+        return Portion(now, max(made - self.tokens, 0), (), said, message.author)
 
 
 def taken_back(message: Message) -> UserError:

@@ -43,6 +43,8 @@ def digest(key: Key) -> bytes:
         said.append({"score": request.score} | ({"ended": True} if request.ended else {}))
     if request.check is not None or request.odds:
         said.append({"check": request.check, "odds": request.odds, "told": request.odds_told.hex()})
+    if request.begin_text or request.check_text is not None:
+        said.append({"begin_text": request.begin_text, "check_text": request.check_text, "ended": request.ended})
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=20).digest()
 
 
@@ -117,20 +119,24 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 def _row(reply: Reply) -> str:
     row: list[object] = [reply.text, reply.token_ids, reply.logprobs, reply.tokens_in, reply.tokens_out, reply.finish]
-    if reply.work is not None or reply.parcel or reply.next is not None or reply.kept:
+    cut = reply.begun or reply.checked
+    if reply.work is not None or reply.parcel or reply.next is not None or reply.kept or cut:
         row += [reply.work, reply.parcel]
-    if reply.next is not None or reply.kept:
+    if reply.next is not None or reply.kept or cut:
         row.append(None if reply.next is None else reply.next.hex())
-    return json.dumps([*row, reply.kept] if reply.kept else row)
+    if reply.kept or cut:
+        row.append(reply.kept)
+    return json.dumps([*row, reply.begun, reply.checked] if cut else row)
 
 
 def _reply(row: str) -> Reply:
     text, token_ids, logprobs, tokens_in, tokens_out, finish, *more = json.loads(row)
-    work, parcel, coded, kept = (*more, None, None, None, None)[:4]
+    work, parcel, coded, kept, begun, checked = (*more, *[None] * 6)[:6]
     if work is not None:
         work = tuple(Pass(*run) for run in work)
     if parcel is not None:
         digest, nbytes, weights_hash, want, prompt, draft, *_ = parcel
         parcel = Parcel(digest, nbytes, weights_hash, Want(*want), prompt, tuple(draft))
     logprobs = None if logprobs is None else tuple(logprobs)
-    return Reply(text, tuple(token_ids), logprobs, tokens_in, tokens_out, finish, work, parcel, coded and bytes.fromhex(coded), kept or 0)
+    told, cut = coded and bytes.fromhex(coded), (tuple(begun or ()), tuple(checked or ()))
+    return Reply(text, tuple(token_ids), logprobs, tokens_in, tokens_out, finish, work, parcel, told, kept or 0, *cut)

@@ -341,15 +341,15 @@ class Scene:
         if reply.work == ():  # the answer had ended already
             return Usage()
         source: object = request.parcel
-        if request.parcel is not None and request.check is not None:  # a sequence that grows
+        if request.parcel is not None and request.checks:  # a sequence that grows
             source = request.parcel.want.layer
         read = (member, self.fabric.deaths(node, self.now()), request.messages, source, request.picture, request.features)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
-        drafted = bool(request.begin or request.top or request.check is not None)
+        drafted = bool(request.begin or request.begin_text or request.top or request.checks)
         if request.score:
             work = _Work.scored(shape, request, reply, fresh)
-        elif request.check is not None:
+        elif request.checks:
             work = self._checking(read, fresh, request, shape, reply)
         else:
             work = self._going_on(read, fresh, request, shape, reply) if drafted else _Work.of(shape, reply, fresh)
@@ -401,7 +401,7 @@ class Scene:
 
     def _going_on(self, read: tuple[object, ...], fresh: bool, request: Request, shape: Shape, reply: Reply) -> _Work:
         """What it takes to read what this member has not read of prompt and answer, and to speak on, a token at a time."""
-        begin, want = request.begin, request.want
+        begin, want = request.begin or reply.begun, request.want
         known = max((_common(begin, draft) for draft in self._drafts.get(read, ())), default=0)
         context = 0 if fresh else reply.tokens_in + min(known, len(begin) - 1)  # the last one's output is not kept
         new = reply.tokens_in + len(begin) - context
@@ -424,10 +424,11 @@ class Scene:
 
 def _fed(request: Request, reply: Reply) -> tuple[int, ...]:
     """The tokens of the answer whose keys and values a member has after this call."""
-    if request.check is not None:
+    begin = request.begin or reply.begun
+    if request.checks:
         positions = reply.work[0].positions - reply.tokens_in if reply.work else 0
-        return (request.begin + request.check)[:positions]
-    return request.begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1])
+        return (begin + (reply.checked if request.check is None else request.check))[:positions]
+    return begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1])
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

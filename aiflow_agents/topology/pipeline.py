@@ -12,12 +12,17 @@ one above has settled, and says only what is new. Links keep the order of what i
 At a temperature nothing that is decided may depend on when a draft came, as that may depend on what was drawn: so a place is either drafted or not,
 and who checks says no token of its own where another one may be on its way for the same place. It says one where a draft was overturned.
 
+Between tiers with different tokenizers text travels, and is what they compare: each holds tokens of its own, which it never cuts anew, so the text of
+the last one is what it writes alone. A token of the one may be half of the other's: what was claimed and not contradicted is then checked again, cut
+otherwise.
+
 A stage that fails, or cannot be reached, is left out: those below it begin again from what the last one has settled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,11 +35,13 @@ from aiflow_agents.runtime.scene import SCENE
 from aiflow_agents.topology.lengths import Pace
 from aiflow_agents.wire.message import Message, standing_at
 
-Tokens = tuple[int, ...]
+Tokens = tuple[int, ...] | str  # of different tokenizers their text, with the END of an answer
+END = "\udfff"  # half a pair: no tokenizer spells it
+MUTE = 8  # tokens that say nothing: a character has four bytes, and a token one at least
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+def common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many tokens, or characters, both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -69,14 +76,30 @@ class Stage:
     told_down: Tokens = ()
     settled: int = 0  # tokens that the stage above has let stand
     states: Message | None = None  # the draft whose hidden states went up last
+    words: bool = False  # whether text travels
+    share: float = 1.0  # of its tokens, to a character
+    silent: int = 0  # tokens at the end of what it holds that say nothing
 
     def tokens(self, message: Message | None = None) -> Tokens:
         """Those of a message that is here, by default of what this stage holds."""
         message = message or self.said
         if message is None:
-            return ()
+            return "" if self.words else ()
         with standing_at(self.agent.node):
-            return message.tokens
+            return _units(message, self.words)
+
+    def more(self, said: Message) -> int:
+        """How many tokens it has now said more. Raises MemberFailed where there are none, or none that can be read."""
+        new, before, now = said.usage.tokens_out, self.tokens(), self.tokens(said)
+        if not new or self.words and said.full:
+            what = "characters" if self.words else "tokens"
+            raise MemberFailed(self.agent.name, f"no more fits into its context behind {len(before)} {what}", "too-long")
+        if self.words:
+            self.silent = 0 if len(now) > len(before) else self.silent + new
+            if self.silent > MUTE:
+                raise MemberFailed(self.agent.name, f"{self.silent} of its tokens are no text", "refused")
+            self.share = said.made / max(len(now), 1)
+        return new
 
     @property
     def ended(self) -> bool:
@@ -92,7 +115,12 @@ class Pipeline:
     def __init__(self, question: str, agents: Sequence[Agent], style: Style):
         self.question, self.style, self.home, last = question, style, agents[0].home, agents[-1]
         self.codec, self.warm = style.codec, last.sampling.temperature > 0
-        self.stages = [Stage(replace(agent, max_tokens=last.max_tokens, stop=last.stop, sampling=last.sampling)) for agent in agents]
+        self.words = len({agent.info.tokenizer_hash for agent in agents}) > 1
+        alike = {"max_tokens": last.max_tokens, "stop": last.stop, "sampling": last.sampling}
+        self.stages = [Stage(replace(agent, **alike), words=self.words) for agent in agents]  # type: ignore[arg-type]
+        if self.words:  # how many tokens of the last one it is, and whether that stops here, nobody else knows
+            for stage in self.stages[:-1]:
+                stage.agent = replace(stage.agent, max_tokens=stage.agent.info.max_context, stop=())
         self.everyone = tuple(self.stages)
         self.pace = Pace(style.ahead, style.pipelined)
         self.answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -118,12 +146,14 @@ class Pipeline:
         Raises MemberFailed where none can.
         """
         failed: MemberFailed | None = None
+        end = self.everyone[-1].agent
         for stage in self.everyone:
-            agent, last = stage.agent, stage is self.everyone[-1]
+            agent, last = replace(stage.agent, stop=end.stop), stage is self.everyone[-1]
             after = stage.said if last else stage.final
             try:
-                said = await agent.draft(self.question, agent.max_tokens, after=after)
                 settled = last or after is not None and self._ended(stage, after)
+                over = after if self.words and after is not None and self._ended(stage, after) else None
+                said = over or await agent.draft(self.question, end.max_tokens, after=after)
                 return replace(await agent.read(said).to(self.home), mark="" if settled else "unverified")
             except MemberFailed as error:
                 failed = error
@@ -161,7 +191,7 @@ class Pipeline:
 
     async def _draft(self, stage: Stage) -> None:
         """Say some tokens more and send them up, unless enough of them are out."""
-        before, out = stage.tokens(), len(stage.tokens()) - stage.settled
+        out = math.ceil((len(stage.tokens()) - stage.settled) * stage.share)
         if stage.ended or out >= self.style.window or out and not self.style.pipelined:
             await _wait(stage.news)
             return
@@ -183,14 +213,12 @@ class Pipeline:
                 await drafting
             return
         said = drafting.result()
-        made = len(stage.tokens(said))
-        if made <= len(before):
-            raise MemberFailed(stage.agent.name, f"no more fits into its context behind {made} tokens", "too-long")
+        new = stage.more(said)
         if stage not in self.stages:
             return
-        self.pace.drafted(said.usage.latency_s, made - len(before))
+        self.pace.drafted(said.usage.latency_s, new)
         if self._hold(stage, said):
-            self._sent_at[said.id] = SCENE.get().now(), made
+            self._sent_at[said.id] = SCENE.get().now(), len(stage.tokens())
             self._send_up(stage)
 
     def _hold(self, stage: Stage, said: Message) -> bool:
@@ -209,7 +237,7 @@ class Pipeline:
         odds = self.style.odds if self.warm else 0  # where the last is greedy, nobody asks what drafts were drawn from
         how = {"after": stage.said, "want": want, "states": stage.states if want else None, "odds": odds, "sampling": heated}
         said = await stage.agent.draft(self.question, count, gate=self.style.gate, **how)  # type: ignore[arg-type]
-        if len(stage.tokens(said)) > len(stage.tokens()):
+        if said.usage.tokens_out:
             return said
         return await stage.agent.draft(self.question, 1, **how)  # type: ignore[arg-type]
 
@@ -230,8 +258,8 @@ class Pipeline:
             said = await stage.agent.check(self.question, claimed, after=stage.said, own=own, odds=0 if last else self.style.odds)
         finally:
             stage.working = False
-        if not last and len(stage.tokens(said)) <= len(mine):
-            raise MemberFailed(stage.agent.name, f"no more fits into its context behind {len(mine)} tokens", "too-long")
+        if not last:
+            stage.more(said)
         if stage not in self.stages or not self._hold(stage, said):
             return
         if last:
@@ -250,8 +278,9 @@ class Pipeline:
 
     def _at_home(self, stage: Stage, said: Message) -> None:
         """What is settled has come home, where this stage reads it."""
+        said = said.as_("words") if self.words else said
         with standing_at(self.home):
-            if self.told is None or len(said.tokens) > len(self.told.tokens):
+            if self.told is None or len(_units(said, self.words)) > len(_units(self.told, self.words)):
                 self.told = stage.agent.read(said)
                 SCENE.get().tell(self.told)
             if said.ended and self.told is not None and not self.answer.done():
@@ -262,7 +291,7 @@ class Pipeline:
         stage = self.stages[-1]
         tokens = stage.tokens(said)
         known, self._sent_home = common(tokens, self._sent_home), tokens
-        self._at_home(stage, await said.as_("tokens", since=known).to(self.home))
+        self._at_home(stage, await said.as_("words" if self.words else "tokens", since=known).to(self.home))
 
     def _ended(self, stage: Stage, said: Message) -> bool:
         """Whether nothing follows what is here."""
@@ -277,7 +306,7 @@ class Pipeline:
         assert stage.said is not None
         known = stage.tokens(stage.above) if stage.above is not None else ()  # what it has said itself it has
         since, stage.told_up = max(common(tokens, stage.told_up), common(tokens, known)), tokens
-        form = "states" if self.codec and stage is self.stages[0] else "tokens"
+        form = "states" if self.codec and stage is self.stages[0] else "words" if self.words else "tokens"
         parcel = stage.said.as_(form, since=since)  # type: ignore[arg-type]
         if form == "states":
             stage.states = parcel
@@ -300,7 +329,7 @@ class Pipeline:
             # what the stage below has said itself need not be told again, nor what it was told before
             known = max(common(tokens, stage.told_down), common(tokens, stage.tokens(stage.claimed)) if stage.claimed else 0)
             stage.told_down = tokens
-            self._spawn(self._correct(stage, lower, said.as_("tokens", since=known, odds=False), final))
+            self._spawn(self._correct(stage, lower, said.as_("words" if self.words else "tokens", since=known, odds=False), final))
 
     async def _correct(self, upper: Stage, lower: Stage, said: Message, final: bool) -> None:
         """What the stage above has said comes to the one below: it stands, or what was said here against it is dropped."""
@@ -320,7 +349,9 @@ class Pipeline:
             if sent_s is not None:
                 self.pace.answered(SCENE.get().now() - sent_s, said.usage.latency_s)
             kept = common(settled, mine)
-            self.pace.kept(min(kept, out) - min(lower.settled, out), max(out - lower.settled, 0))
+            out = min(out, kept) if self.words and kept == len(settled) else out  # the rest was not contradicted
+            stood, tried = min(kept, out) - min(lower.settled, out), max(out - lower.settled, 0)
+            self.pace.kept(math.floor(stood * lower.share), math.ceil(tried * lower.share))
         lower.above, agreed = said, common(settled, mine)
         if agreed < min(len(settled), len(mine)):
             lower.said, lower.settled = said, len(settled)
@@ -346,6 +377,13 @@ class Pipeline:
         self._sending.discard(task)
         if not task.cancelled() and (error := task.exception()) and not self.answer.done():
             self.answer.set_exception(error)
+
+
+def _units(message: Message, words: bool) -> Tokens:
+    """What stages compare."""
+    if words:
+        return message.words + (END if message.ended else "")
+    return message.tokens
 
 
 def _valid(stage: Stage) -> int:

@@ -23,8 +23,8 @@ from zlib import crc32
 from aiflow_agents.errors import AIFlowError
 
 VERSION = 2  # said in every hello, and beside remembered payloads: frames of other versions are not read
-TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE, JPEG, STATES = 1, 2, 3, 4, 5, 6, 7, 8, 9
-HEADERS = {HIDDEN: 3, STATES: 2, LOGITS: 4, KV: 5, HELLO: 1, TOKENS: 1, PICTURE: 3, JPEG: 5}  # how many whole numbers each has
+TEXT, HIDDEN, LOGITS, KV, HELLO, TOKENS, PICTURE, JPEG, STATES, WORDS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+HEADERS = {HIDDEN: 3, STATES: 2, LOGITS: 4, KV: 5, HELLO: 1, TOKENS: 1, PICTURE: 3, JPEG: 5, WORDS: 1}  # how many whole numbers each has
 SURE, NAMED, LOADED, SAID = 0x10, 0x20, 0x40, 0x80  # confidence there; id spelled out; a payload's frame follows; and text is before that
 LONGEST = 10  # bytes of a whole number
 _CONFIDENCE, _SEAL = struct.Struct("<f"), struct.Struct("<I")
@@ -113,6 +113,20 @@ def decode_part(frame: bytes) -> tuple[int, tuple[int, ...]]:
         token, at = read_varint(sealed.body, at)
         found.append(token)
     return sealed.header[0], tuple(found)
+
+
+def encode_words(text: str, since: int = 0, ended: bool = False) -> bytes:
+    """Encode what a draft says behind its first `since` characters, for a receiver who has these and another tokenizer. `ended`: nothing follows."""
+    return seal(WORDS, [2 * since + ended], text.encode(errors="surrogatepass"))
+
+
+def decode_words(frame: bytes) -> tuple[int, bool, str]:
+    """(how many characters come before, whether nothing follows, text). Raises FrameError for anything else, whatever the bytes."""
+    sealed = unseal(frame)
+    if sealed.kind != WORDS:
+        raise FrameError("not a frame of words")
+    since, ended = divmod(sealed.header[0], 2)
+    return since, bool(ended), _letters(sealed.body, "surrogatepass")
 
 
 class Sealed(NamedTuple):

@@ -14,14 +14,14 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from aiflow_agents.errors import NotHere, PrivacyError, UserError
-from aiflow_agents.wire.frame import encode_text, encode_tokens
+from aiflow_agents.wire.frame import encode_text, encode_tokens, encode_words
 
 if TYPE_CHECKING:
     from aiflow_agents.wire.payload import Logits
     from aiflow_agents.wire.picture import Picture, Private
 
-Form = Literal["text", "answer", "hidden", "tokens", "logits", "states", "picture"]
-RELEASED_AS = {"text": "answer", "hidden": "features"}  # what a form lets out of what stays at a node; others by their own name
+Form = Literal["text", "answer", "hidden", "tokens", "words", "logits", "states", "picture"]
+RELEASED_AS = {"text": "answer", "words": "answer", "hidden": "features"}  # what a form lets out of what stays at a node; others by their own name
 HERE: ContextVar[str | None] = ContextVar("aiflow_here", default=None)  # the node on which this code runs; None outside of any run
 Mover = Callable[[Iterable["Message"], str], Awaitable[None]]
 MOVER: ContextVar[Mover | None] = ContextVar("aiflow_mover", default=None)  # how messages travel in the current world
@@ -77,6 +77,9 @@ class Draft:
     `logprob` is the log-probability of the tokens so far, None for those who were only told them. `codec` is that of the frame. `ended`: nothing can
     follow. A receiver who has the first `since` tokens gets the others; with what these were drawn from, and with the hidden `states` of them.
     `odds` is the frame of that (`wire.odds`), for as many of the last tokens as were drafted one after the other.
+
+    `tokenizer` is the hash of that whose tokens these are. Who has another one gets `words`: of `text`, what no later token can change (`sure`
+    characters), from character `since` on. `made`: how many tokens its author has made of it. `full`: it has ended only as no more fits.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -88,14 +91,30 @@ class Draft:
     odds: bytes = b""
     states: Cargo | None = None
     text: str = ""  # what the tokens spell, for those who can read them
+    tokenizer: str = ""
+    words: bool = False
+    sure: int = 0
+    made: int = 0
+    full: bool = False
+    told: bool = False  # it began with another one's words, which its tokens need not spell
+
+    @property
+    def said(self) -> str:
+        """What no later token can change of the text."""
+        return self.text if self.ended else self.text[: self.sure]
 
     @property
     def digest(self) -> str:
+        if self.words:
+            return blake2b(encode_words(self.text, self.since, self.ended), digest_size=16).hexdigest()
         states = "" if self.states is None else self.states.digest
         return blake2b(encode_tokens(self.token_ids) + self.coded + self.odds + f"{self.since}{states}".encode(), digest_size=16).hexdigest()
 
     @property
     def nbytes(self) -> int:
+        if self.words:
+            more = self.text[self.since :]
+            return len(encode_words(more, self.since, self.ended)) if more or self.ended else 0
         new = self.token_ids[self.since :]
         told = b""
         if self.odds:
@@ -158,12 +177,12 @@ class Message:
     @property
     def _loaded(self) -> bool:
         """Whether more than text travels."""
-        return self.form in ("hidden", "tokens", "logits", "states", "picture")
+        return self.form in ("hidden", "tokens", "words", "logits", "states", "picture")
 
     @property
     def _said(self) -> str:
         """What of the text travels, for those who have seen to it that it is here."""
-        return self._answer if self.form == "answer" else "" if self.form in ("tokens", "logits", "states") else self._text
+        return self._answer if self.form == "answer" else "" if self.form in ("tokens", "words", "logits", "states") else self._text
 
     def _here(self) -> None:
         here = HERE.get()
@@ -201,7 +220,27 @@ class Message:
     def tokens(self) -> tuple[int, ...]:
         """The tokens of a draft so far. Raises UserError for other messages."""
         self._here()
-        return self._draft("tokens").token_ids
+        draft = self._draft("tokens")
+        if draft.words:
+            raise UserError(f"message {self.id} of {self.author} came as words: its tokens are known to its author alone")
+        return draft.token_ids
+
+    @property
+    def made(self) -> int:
+        """How many tokens its author has made of a draft. Raises UserError for other messages."""
+        draft = self._draft("tokens")
+        return draft.made if draft.words else len(draft.token_ids)
+
+    @property
+    def full(self) -> bool:
+        """Whether a draft has ended only as no more fits. Raises UserError for other messages."""
+        return self._draft("tokens").full
+
+    @property
+    def words(self) -> str:
+        """What a draft says so far, as far as no later token can change it. Raises UserError for other messages."""
+        self._here()
+        return self._draft("words").said
 
     @property
     def ended(self) -> bool:
@@ -235,7 +274,8 @@ class Message:
         """The same message, of which only this form travels from here on. Free: nothing moves.
 
         Of a draft as `tokens`, or as `states` with the hidden states of these, only what comes behind the first `since` tokens travels; without
-        `odds` not what they were drawn from, for one who does not check them.
+        `odds` not what they were drawn from, for one who does not check them. As `words`, for one with another tokenizer, what it says behind the
+        first `since` characters.
         Raises UserError for `hidden`, `tokens`, `states` or `logits` where its author was not asked to keep any.
         """
         if form == "hidden" and (self._cargo is None or isinstance(self._cargo, Draft) or self.form == "picture"):
@@ -244,10 +284,17 @@ class Message:
             raise UserError(f"message {self.id} of {self.author} is a {self.form}, and stays one")
         if form in ("tokens", "states"):
             draft = self._draft(form)
+            if draft.words:
+                raise UserError(f"message {self.id} of {self.author} came as words, and stays so")
             if form == "states" and draft.states is None:
                 raise UserError(f"message {self.id} of {self.author} has no states: ask for a draft with want=Want(layer)")
             states = draft.states if form == "states" else None
             kept = replace(draft, logprob=None, coded=b"", codec="float16", since=since, states=states, odds=draft.odds if odds else b"")
+            return replace(self, form=form, _cargo=kept)
+        if form == "words":
+            draft = self._draft(form)
+            said, since = draft.said, min(since, len(draft.said))
+            kept = Draft(ended=draft.ended, since=since, text=said, words=True, sure=len(said), made=self.made, full=draft.full)
             return replace(self, form=form, _cargo=kept)
         if form == "logits":
             return replace(self, form=form, _cargo=replace(self._draft(form), token_ids=(), logprob=None))

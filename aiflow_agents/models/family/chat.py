@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aiflow_agents.errors import ConfigError, UserError
 from aiflow_agents.models.family.config import read_json, read_text
-from aiflow_agents.models.protocol import Turn
+from aiflow_agents.models.protocol import HALF, Turn
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -65,6 +65,25 @@ class Chat:
     def text(self, token_ids: Sequence[int]) -> str:
         """What a reader sees of an answer: special tokens left out."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def adds(self, known: Sequence[int], new: Sequence[int]) -> str:
+        """What a reader sees of `new` behind `known`, the last character of which may be half there."""
+        before, whole = self.text(known).rstrip(HALF), self.text([*known, *new])
+        return whole[len(before) :] if whole.startswith(before) else self.text(new)
+
+    def behind(self, known: Sequence[int], spelled: str, text: str) -> list[int]:
+        """The tokens of what a text says behind `known`, which spell `spelled`; none where it does not begin with that.
+
+        Where they would be cut there as well, they are those of the whole text: alone, its rest may have others.
+        """
+        if not text.startswith(spelled):
+            return []
+        whole, at = self._tokenizer.encode(text, add_special_tokens=False), len(spelled)
+        if whole.ids[: len(known)] == list(known):
+            return whole.ids[len(known) :]
+        place = next((i for i, (start, _) in enumerate(whole.offsets) if start >= at), len(whole.ids))
+        clean = not place or whole.offsets[place - 1][1] <= at
+        return whole.ids[place:] if clean else self.ids(text[at:])
 
 
 def chat_hash(folder: str | Path) -> str:

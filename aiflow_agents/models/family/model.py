@@ -145,6 +145,7 @@ class FamilyModel:
         self, requests: Sequence[Request], parcels: Mapping[str, bytes], told: Told | None = None
     ) -> tuple[list[Reply | CallError], dict[str, bytes]]:
         """As `generate`, with the coded hidden states that requests go on from, by digest; gives those that requests want, by digest, too."""
+        asked, requests = requests, [self._in_tokens(request) for request in requests]
         replies: list[Reply | CallError | None] = [None] * len(requests)
         packed: dict[str, bytes] = {}
         groups: dict[tuple[float | None, int | None, str], list[int]] = {}
@@ -169,8 +170,19 @@ class FamilyModel:
             else:
                 made = model._read(some, exit, packed, told and telling(told, places))
             for i, reply in zip(places, made, strict=True):
-                replies[i] = reply
+                replies[i] = reply if asked[i] is requests[i] else _as_cut(asked[i], requests[i], reply)
         return replies, packed  # type: ignore[return-value]
+
+    def _in_tokens(self, request: Request) -> Request:
+        """The same request where an answer began, or was drafted, as text."""
+        if request.begin_text and not request.begin:
+            begin = tuple(self.chat.ids(request.begin_text))
+            request = replace(request, begin=begin, max_tokens=request.max_tokens + len(begin))
+        if request.check_text is not None:
+            drafted = self.chat.behind(request.begin, self._text(request, ()), request.check_text)
+            end = end_ids(self.courier.folder)[:1] if request.ended and request.check_text.startswith(self._text(request, ())) else ()
+            request = replace(request, check=(*drafted, *end))
+        return request
 
     def _read(
         self, requests: Sequence[Request], exit: int | None, packed: dict[str, bytes], told: Told | None
@@ -190,11 +202,12 @@ class FamilyModel:
                 places.append(prompt)
                 continue
             if request.begin and not request.want and (over := self._over(len(prompt), request)):
-                places.append(Reply(self.chat.text(request.begin), (), (), len(prompt), 0, over, ()))
+                places.append(Reply(self._text(request, ()), (), (), len(prompt), 0, over, ()))
                 continue
             greedy = request.sampling.temperature <= 0
             how = (None, None) if greedy else (request.sampling, request.seed)
-            key = (tuple(prompt), request.max_tokens, request.stop, request.want, request.begin, request.top, request.odds, *how)
+            begun = request.begin, request.begin_text
+            key = (tuple(prompt), request.max_tokens, request.stop, request.want, begun, request.top, request.odds, *how)
             if key not in asked:
                 asked[key] = len(batch)
                 batch.append((prompt, request))
@@ -283,7 +296,7 @@ class FamilyModel:
             if wrong:
                 replies.append(CallError("refused", f"{self.info.name}: {wrong}"))
             elif room <= 0 or (begin and begin[-1] in self.engine.eos_ids):
-                replies.append(Reply(self.chat.text(begin), (), (), len(prompt), 0, "length" if room <= 0 else "stop", ()))
+                replies.append(Reply(self._text(request, ()), (), (), len(prompt), 0, "length" if room <= 0 else "stop", ()))
             else:
                 heat = max(request.sampling.temperature, 0.0)
                 hidden, layer = (None, 0) if start is None else (start.hidden, start.layer)
@@ -401,7 +414,10 @@ class FamilyModel:
 
     def _text(self, request: Request, token_ids: Sequence[int]) -> str:
         """The whole answer, up to the first stop string."""
-        text = self.chat.text((*request.begin, *token_ids))
+        if request.begin_text:
+            text = request.begin_text + self.chat.adds(request.begin, token_ids)
+        else:
+            text = self.chat.text((*request.begin, *token_ids))
         return text[: min((at for string in request.stop if (at := text.find(string)) >= 0), default=len(text))]
 
     def _reply(self, prompt: list[int], request: Request, made: Generated) -> Reply:
@@ -410,6 +426,13 @@ class FamilyModel:
         if made.odds is not None:
             coded = self.courier.told(made.odds, self.info.shape.vocab)
         return Reply(text, made.token_ids, made.logprobs, len(prompt), len(made.token_ids), made.finish, next=coded)
+
+
+def _as_cut(asked: Request, cut: Request, reply: Reply | CallError) -> Reply | CallError:
+    """A reply that says into which tokens text was cut."""
+    if isinstance(reply, CallError):
+        return reply
+    return replace(reply, begun=() if asked.begin else cut.begin, checked=() if asked.check_text is None else cut.check or ())
 
 
 def end_ids(path: str | Path) -> tuple[int, ...]:
