@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TIERS = ("device", "edge", "cloud")
 ENOUGH = 5.0  # of a token so many have to be expected; what is rarer in a context is counted together
 PART = 4096  # requests in one batch
-DRAFTED, ODDS, RUN = 2, 16, 40  # tokens of a draft, from how many each is drawn, tokens of a whole run
+DRAFTED, ODDS, RUN = 2, 16, 4  # tokens of a draft, from how many each is drawn, tokens of a whole run
 Seen = dict[tuple[int, ...], "Counter[int]"]  # by context (prompt and answer so far), how often each token came next
 
 WRONG: dict[str, Rule] = {
@@ -83,7 +83,7 @@ def bench_greedy(
             team = family_team(model, network, max_tokens)
             if not expected:
                 expected = [text or "" for text, _ in _said(team, "single", {"member": "cloud"}, asked, hosts, memory, watch)]
-            team = team.with_faults(*plan) if plan else team
+            team = _struck(team, plan) if plan else team
             for arm, (name, parameters) in ARMS.items():
                 found = _said(team, name, parameters, asked, hosts, memory, watch)
                 failed = Counter(error for text, error in found if text is None)
@@ -97,6 +97,15 @@ def bench_greedy(
                 about = {"network": network, "faults": list(plan), "arm": arm, "prompts": prompts}
                 rows.append(about | {"identical": same, "ties": ties, "failed": dict(failed), "different": different})
     return rows
+
+
+def _struck(team: Team, plan: Sequence[str]) -> Team:
+    """The team on a network in which these things go wrong. Raises UserError."""
+    with_faults = getattr(team, "with_faults", None)
+    if with_faults is None:
+        raise UserError("this installation knows no faults: leave --fault out")
+    struck: Team = with_faults(*plan)
+    return struck
 
 
 def _said(
@@ -133,7 +142,7 @@ Place = tuple[str, tuple[int, ...]]  # a question, and the tokens with which its
 
 
 def bench_sampled(
-    model: str | Path, network: str, *, tokens: int = 100_000, runs: int = 100, places: int = 8, temperature: float = 2.0, seed: int = 0,
+    model: str | Path, network: str, *, tokens: int = 100_000, runs: int = 400, places: int = 8, temperature: float = 2.0, seed: int = 0,
     watch: Watcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Draws at the same few places with many seeds, until `tokens` tokens stand in contexts that came often enough to be tested.
@@ -141,14 +150,16 @@ def bench_sampled(
     A place is a test question and a part of the last exit's own answer, where the first exit's distribution is another one than anywhere else: there
     a wrong rule shows. Returns `temperature, places, acceptance_rate`, and as `calls`, `wrong` (by the rule) and `runs` (by the number of tiers) what
     the test found: `tokens, contexts, cells, chi2, df, p`. In `calls` the first exit drafts two tokens and the last one checks them, as calls of the
-    model in batches; in `runs` the questions go through the whole of draft-verify, `runs` times each.
+    model in batches; in `runs` the questions where the first tokens differ most go through the whole of draft-verify, `runs` times each, for four
+    tokens.
     """
     from aiflow_agents.models.family.model import FamilyModel
 
     watch, loaded = watch or Silence(), FamilyModel.load(model)
     device, cloud = (family_team(model, network, 1)[tier].exit for tier in (TIERS[0], TIERS[-1]))
     exact = _Exact(loaded, cloud, temperature)
-    chosen = _places(loaded, [question.text for question in questions_for(Path(model), 8 * places, seed)], exact, device)[:places]
+    pool = [question.text for question in questions_for(Path(model), 16 * places, seed)]
+    chosen = _places(loaded, pool, exact, device)[:places]
     heads = [(*loaded.chat.prompt((Turn("user", question),)), *begin) for question, begin in chosen]
     seen: Seen = {}
     wrong: dict[str, Seen] = {rule: {} for rule in WRONG}
@@ -159,8 +170,8 @@ def bench_sampled(
         drafts = [_request(chosen[turn], device, DRAFTED, temperature, seed, "draft", start + i) for i, turn in enumerate(turns)]
         made = _good(loaded.generate([replace(request, odds=ODDS) for request in drafts]))
         checks = [
-            replace(_request(chosen[turn], cloud, DRAFTED + 1, temperature, seed, "check", start + i), check=reply.token_ids, odds_told=reply.next or b"")
-            for i, (turn, reply) in enumerate(zip(turns, made, strict=True))
+            replace(_request(chosen[turn], cloud, DRAFTED + 1, temperature, seed, "check", start + i), check=one.token_ids, odds_told=one.next or b"")
+            for i, (turn, one) in enumerate(zip(turns, made, strict=True))
         ]
         settled = _good(loaded.generate(checks))
         kept, checked, start = kept + sum(r.kept for r in settled), checked + sum(len(r.token_ids) for r in made), start + PART
@@ -171,22 +182,22 @@ def bench_sampled(
         watch.advance(min(exact.test(seen)["tokens"], tokens) - min(have, tokens))
     found = {"temperature": temperature, "places": [(question, loaded.chat.text(begin)) for question, begin in chosen]}
     found |= {"acceptance_rate": kept / checked, "calls": exact.test(seen), "wrong": {why: exact.test(counts) for why, counts in wrong.items()}}
-    asked = list(dict.fromkeys(question for question, _ in chosen))
-    return found | {"runs": {str(n): exact.test(_runs(loaded, model, network, asked, runs, n, temperature, seed, watch)) for n in (2, 3)}}
+    begun = [question for question, begin in _places(loaded, pool, exact, device, first=True)][:places]
+    return found | {"runs": {str(n): exact.test(_runs(loaded, model, network, begun, runs, n, temperature, seed, watch)) for n in (2, 3)}}
 
 
-def _places(model: FamilyModel, asked: Sequence[str], exact: _Exact, other: int | None) -> list[Place]:
-    """In the answer to each question the place at which another exit's distribution differs most (half the sum of differences), the most first."""
+def _places(model: FamilyModel, asked: Sequence[str], exact: _Exact, other: int | None, *, first: bool = False) -> list[Place]:
+    """In the answer to each question the place at which another exit's distribution differs most, or the `first` place; the question where it differs
+    most comes first. How much is half the sum of all differences."""
     import torch
 
     answers = _good(model.generate([Request((Turn("user", text),), 64, exit=exact.exit) for text in asked]))
     found: list[tuple[float, Place]] = []
     for text, answer in zip(asked, answers, strict=True):
         prompt = model.chat.prompt((Turn("user", text),))
-        ids = torch.tensor([[*prompt, *answer.token_ids[:-1]]])
-        p, q = (
-            torch.softmax(model.engine.decoder.logits(ids, exit=e)[0, len(prompt) - 1 :].double() / exact.temperature, -1) for e in (exact.exit, other)
-        )
+        ids = torch.tensor([[*prompt, *(() if first else answer.token_ids[:-1])]])
+        logits = [model.engine.decoder.logits(ids, exit=one)[0, len(prompt) - 1 :].double() for one in (exact.exit, other)]
+        p, q = (torch.softmax(one / exact.temperature, -1) for one in logits)
         away = (p - q).abs().sum(-1) / 2
         found.append((float(away.max()), (text, answer.token_ids[: int(away.argmax())])))
     return [place for _, place in sorted(found, key=lambda one: -one[0])]

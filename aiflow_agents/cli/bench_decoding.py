@@ -15,7 +15,7 @@ def decoding(
     fault: Annotated[list[str] | None, typer.Option(help="A plan of faults, its texts parted by commas; repeatable.", show_default=False)] = None,
     tokens: Annotated[int, typer.Option(min=0, help="Sampled tokens to test; 0: none.")] = 100_000,
     temperature: Annotated[float, typer.Option(min=0.1, help="Of the sampled tokens.")] = 2.0,
-    runs: Annotated[int, typer.Option(min=1, help="Whole sampled runs of each of eight questions, with two tiers and with three.")] = 100,
+    runs: Annotated[int, typer.Option(min=1, help="Whole sampled runs of each of eight questions, with two tiers and with three.")] = 400,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one greedy answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws the questions, and the luck.")] = 0,
     display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
