@@ -36,9 +36,9 @@ class Split(Topology):
     def check(self, team: Team) -> None:
         super().check(team)
         lower, upper, layer = self.ends(team)
-        if lower is upper or layer >= upper.info.shape.layers:
-            most = upper.info.shape.layers - 1
-            raise UnmetNeed(f"topology 'split' cuts between two members, at a layer from 1 to {most} of {upper.name}; found {layer}")
+        most = min(lower.info.shape.layers, upper.info.shape.layers) - 1  # the last one of an exit is its own
+        if lower is upper or layer > most:
+            raise UnmetNeed(f"topology 'split' cuts between two members, at a layer from 1 to {most} of {lower.name} and {upper.name}; found {layer}")
 
     def fidelity(self, team: Team) -> Fidelity:
         return "exact" if self.codec == self.ends(team)[1].info.dtype else "lossy"

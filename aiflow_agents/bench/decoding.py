@@ -83,7 +83,7 @@ def bench_greedy(
             team = family_team(model, network, max_tokens)
             if not expected:
                 expected = [text or "" for text, _ in _said(team, "single", {"member": "cloud"}, asked, hosts, memory, watch)]
-            team = _struck(team, plan) if plan else team
+            team = team.with_faults(*plan)
             for arm, (name, parameters) in ARMS.items():
                 found = _said(team, name, parameters, asked, hosts, memory, watch)
                 failed = Counter(error for text, error in found if text is None)
@@ -97,15 +97,6 @@ def bench_greedy(
                 about = {"network": network, "faults": list(plan), "arm": arm, "prompts": prompts}
                 rows.append(about | {"identical": same, "ties": ties, "failed": dict(failed), "different": different})
     return rows
-
-
-def _struck(team: Team, plan: Sequence[str]) -> Team:
-    """The team on a network in which these things go wrong. Raises UserError."""
-    with_faults = getattr(team, "with_faults", None)
-    if with_faults is None:
-        raise UserError("this installation knows no faults: leave --fault out")
-    struck: Team = with_faults(*plan)
-    return struck
 
 
 def _said(
