@@ -15,6 +15,7 @@ from aiflow_agents.cli.bench_family import family
 from aiflow_agents.cli.bench_judge import judge
 from aiflow_agents.cli.bench_kills import kills
 from aiflow_agents.cli.bench_monolith import monolith
+from aiflow_agents.cli.bench_plan import plan
 from aiflow_agents.cli.bench_rank import rank
 from aiflow_agents.cli.bench_report import report
 from aiflow_agents.cli.bench_resume import resume
@@ -33,6 +34,7 @@ bench.command("family")(family)
 bench.command("judge", short_help="Is the judge ever fooled? Worlds of known truth.")(judge)
 bench.command("kills", short_help="Hosts and raylets die in mid-run: is nothing lost?")(kills)
 bench.command("monolith", short_help="A team beside one model of its size and tokens.")(monolith)
+bench.command("plan", short_help="Do forecasts of `aiflow plan` come true on real sockets?")(plan)
 bench.command("rank", short_help="Accuracy over sizes, for each way to decompose.")(rank)
 bench.command("report", short_help="Seconds that a large run's page takes to open.")(report)
 bench.command("resume", short_help="Killed and resumed again and again: is nothing lost?")(resume)

@@ -1,5 +1,7 @@
 """What one call costs on a node: `overhead + max(bytes / bandwidth, FLOPs / rate)` per phase, and the energy of being busy that long.
 
+`call_s` is paid once, by the first pass.
+
 The roofline of one request at a time: the prompt reads the weights once, every generated token after the first reads them again.
 """
 
@@ -20,6 +22,8 @@ class Computes(Protocol):
     def bandwidth_Bps(self) -> float: ...
     @property
     def overhead_s(self) -> float: ...
+    @property
+    def call_s(self) -> float: ...
     @property
     def power_w(self) -> float: ...
     @property
@@ -58,7 +62,7 @@ def price_call(
     if min(prefill_flops, decode_flops, weight_bytes, steps, prefill_bytes or 0.0, cache_bytes) < 0:
         raise ValueError("a call's FLOPs, bytes and steps must not be negative")
     read = weight_bytes if prefill_bytes is None else prefill_bytes
-    prefill_s = node.overhead_s + max(read / node.bandwidth_Bps, prefill_flops / node.flops_rate)
+    prefill_s = node.call_s + node.overhead_s + max(read / node.bandwidth_Bps, prefill_flops / node.flops_rate)
     decode_s = 0.0
     if steps:
         decode_s = steps * node.overhead_s + max((steps * weight_bytes + cache_bytes) / node.bandwidth_Bps, decode_flops / node.flops_rate)

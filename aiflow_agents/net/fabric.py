@@ -171,9 +171,10 @@ class Fabric:
         """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"a job of {seconds} seconds")
-        station = self._stations.get(node)
+        machine = self.network.node(node).machine or node
+        station = self._stations.get(machine)
         if station is None:
-            station = self._stations[node] = _Station(self.network.node(node).slots)
+            station = self._stations[machine] = _Station(self.network.node(node).slots)
         loop = asyncio.get_running_loop()
         asked = began = loop.time()
         dead, dies_s = self.network.dead.get(node, ()), math.inf

@@ -37,6 +37,8 @@ class Node:
     memory_bytes: float = float("inf")
     slots: int = 1  # calls that run at once, each at the full rate
     power_w: float = 0.0  # drawn with all slots busy, beyond what it draws idle; a slot is billed its share
+    call_s: float = 0.0  # per call, whatever it asks for: what serves the model (its queue, its tokenizer)
+    machine: str = ""  # nodes that name the same one share its slots; by default each is one of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +284,8 @@ class NodeFile(_Strict):
     overhead_s: NotNegative | None = None
     memory_bytes: Positive | None = None
     slots: Count | None = None
+    call_s: NotNegative | None = None
+    machine: str = ""
     power_w: NotNegative | None = None
 
 

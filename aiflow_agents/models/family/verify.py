@@ -110,11 +110,11 @@ def verify(decoder: Decoder, claims: Sequence[Claim], ends: frozenset[int], exit
         for row, (first_of, claim) in enumerate(zip(same, some, strict=True)):
             logits = decoder.head(out[row, len(claim.known) - 1 : claim.fed], exit)  # what is said behind what is known, and behind each fed token
             for i in equal[first_of]:
-                found[i] = _judge(claims[i], logits, ends, rule)
+                found[i] = judged(claims[i], logits, ends, rule)
     return [found[i] for i in range(len(claims))]
 
 
-def _judge(claim: Claim, logits: Tensor, ends: frozenset[int], rule: Rule) -> Verdict:
+def judged(claim: Claim, logits: Tensor, ends: frozenset[int], rule: Rule = stands) -> Verdict:
     """logits [fed tokens + 1, vocab]."""
     logprobs, tokens, told = torch.log_softmax(logits, -1), claim.tokens[: claim.room], None
     if claim.temperature > 0:

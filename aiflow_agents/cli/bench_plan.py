@@ -1,0 +1,77 @@
+"""`aiflow bench plan`: forecasts of plans beside runs of them under the real clock."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def plan(
+    family: Annotated[str, typer.Argument(help="A family by name or path.")] = "willow",
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="A network by name or path; repeatable. Default: home-wifi, metro-5g, and home-wifi with a cloud far away.", show_default=False),
+    ] = None,
+    questions: Annotated[int, typer.Option(min=4, help="Dev questions: half of them measure the machine, half are asked.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is asked, of which the median counts.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; most end by themselves before.")] = 64,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Let the engine keep keys and values from one call of an answer to the next.")] = True,
+    seed: Annotated[int, typer.Option(help="Draws the questions, and the network's luck.")] = 0,
+    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+) -> int:
+    """Do forecasts of `aiflow plan` come true? Messages cross throttled sockets, models answer, and the wall clock says how long that took.
+
+    This machine's speed is measured first, and stands in for that of every node. Wants a quiet machine.
+    """
+    from aiflow_agents import catalog
+    from aiflow_agents.bench.machine import machine
+    from aiflow_agents.bench.plan import WITHIN, bench_plan, far
+    from aiflow_agents.cli.display import watcher
+    from aiflow_agents.errors import UserError
+    from aiflow_agents.evals.plans import Ground
+    from aiflow_agents.net.network import Network
+    from aiflow_agents.runtime.hosts import InlineHosts, load_model
+    from aiflow_agents.skills.splits import balanced
+    from aiflow_agents.training.sources import skills_of
+
+    folder = catalog.find("model", family).path
+    skills = [name for name, share in skills_of(folder).items() if share]
+    if not skills:
+        raise UserError(f"model folder {folder} has no recipe.yaml that names skills of ours, so it is not known what to ask it")
+    nets = [Network.load(catalog.find("network", name).path) for name in network or ("home-wifi", "metro-5g")]
+    nets += [] if network else [far(nets[0])]
+    asked = [question.text for question in balanced(skills, "dev", questions, seed)]
+    load = _caching if cache else load_model
+    about = machine()
+    with watcher(display) as watch:
+        grounds = [Ground.of(folder, one) for one in nets]
+        found = bench_plan(grounds, asked, lambda: InlineHosts(load), rounds=rounds, max_tokens=max_tokens, seed=seed, watch=watch)
+    if json:
+        typer.echo(dumps({"family": folder.name, "seed": seed, "cache": cache, "machine": about, **found}, indent=2))
+        return 0
+    for one in found["networks"]:
+        _show(one, WITHIN)
+    typer.echo(f"{about['cpu']}, {about['cores']} cores (load {about['load']})")
+    return 0
+
+
+def _caching(key: str) -> Any:
+    from aiflow_agents.models.family.recent import Recent
+    from aiflow_agents.runtime.hosts import load_model
+
+    return Recent.of(load_model(key))
+
+
+def _show(one: dict[str, Any], within: float) -> None:
+    width = max(len(row["plan"]) for row in one["plans"])
+    typer.echo(f"{one['network']}\n{'plan':{width}}  forecast       real  off by")
+    for row in sorted(one["plans"], key=lambda row: row["real_s"]):
+        typer.echo(f"{row['plan']:{width}}  {1000 * row['forecast_s']:5.1f} ms  {1000 * row['real_s']:6.1f} ms  {row['error']:+6.1%}")
+    typer.echo(
+        f"order: Spearman {one['spearman']:.3f}, Kendall {one['kendall']:.3f}, the same first: {'yes' if one['first_agrees'] else 'no'}; "
+        f"off by {one['error']:.1%} on average, {one['worst']:.1%} at most, {one['within']} of {len(one['plans'])} within {within:.0%}"
+    )
+    typer.echo(f"calls took {one['drift']:+.0%} after the run of what they took before it\n")
