@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from aiflow_agents.bench.speed import Speed, fit, measure
+from aiflow_agents.bench.speed import Calls, InTurns, Speed, fit
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.plans import Ground, Plan, plans
 from aiflow_agents.evals.runner import Silence, Watcher
@@ -21,9 +21,9 @@ from aiflow_agents.runtime.hosts import LiveHosts
 from aiflow_agents.runtime.live import Live
 from aiflow_agents.runtime.loopback import Loopback
 from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.run import Job, Result, run_jobs
+from aiflow_agents.runtime.run import Job, Result, Runs, run_jobs
 from aiflow_agents.runtime.task import Task
-from aiflow_agents.topology.load import load_topology
+from aiflow_agents.runtime.team import Team
 
 WITHIN = 0.15  # of the real latency, what a forecast may be off
 FAR = {"latency_s": 0.05, "up_bps": 5e6, "down_bps": 5e6, "jitter_s": 0.0}  # of the way to the cloud: 100 ms there and back, 5 Mbit/s
@@ -31,7 +31,7 @@ FAR = {"latency_s": 0.05, "up_bps": 5e6, "down_bps": 5e6, "jitter_s": 0.0}  # of
 
 def far(network: Network) -> Network:
     """A network like this one whose cloud is far away, behind a slow link."""
-    cloud = {node for name in network.tier("cloud") for node in (name,)}
+    cloud = set(network.tier("cloud"))
     return replace(network, name=f"{network.name}-far", links=tuple(replace(li, **FAR) if {li.a, li.b} & cloud else li for li in network.links))
 
 
@@ -55,81 +55,102 @@ def bench_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the chosen plans of each ground (one family on several networks) under both clocks.
 
-    Half of the questions measure the machine, right before and after each network; the other half are asked, one at a time, all plans by turns,
-    and of `rounds` the median counts. `hosts()` opens those that compute. Returns `networks: [{network, speed, spearman, kendall, error, worst, within,
-    plans: [{plan, forecast_s, real_s, error}]}]`: `error` is the mean over plans of |forecast - real| / real. Raises UserError for too few questions.
+    Half of the questions are asked, one at a time, all plans by turns, and of `rounds` the median counts; between them the other half measure the
+    machine, without a network, so that whatever else it does slows both. `hosts()` opens those that compute. Returns `networks: [{network, speed,
+    spearman, kendall, error, worst, within, first_agrees, plans: [{plan, forecast_s, real_s, error}]}]`: `error` is the mean over plans of
+    |forecast - real| / real. Raises UserError for too few questions.
     """
     watch, half = watch or Silence(), len(questions) // 2
     if half < 2:
         raise UserError(f"{len(questions)} questions are too few: half of them measure the machine, and half are asked")
-    return {"networks": [_beside(ground, questions[:half], questions[half:], hosts, rounds, max_tokens, seed, watch) for ground in grounds]}
+    found = []
+    for ground in grounds:
+        run = _Run(ground, chosen(ground), questions[:half], questions[half : 2 * half], rounds, max_tokens, seed, watch)
+        here = hosts()
+        try:
+            found.append(run.beside(here))
+        finally:
+            here.close()
+    return {"networks": found}
 
 
-def _beside(
-    ground: Ground, known: Sequence[str], asked: Sequence[str], hosts: Callable[[], LiveHosts], rounds: int, max_tokens: int, seed: int, watch: Watcher
-) -> dict[str, Any]:
-    some, here = chosen(ground), hosts()
-    try:
-        watch.stage(f"{ground.network.name}: how fast this machine is", 0)
-        seen = _measured(ground, some, known, here, max_tokens, seed)
-        watch.stage(f"{ground.network.name}: under the real clock", rounds * len(asked) * len(some))
-        real = asyncio.run(_real(ground, some, asked, here, rounds, max_tokens, seed, watch))
-        speed = _measured(ground, some, known, here, max_tokens, seed)
-        both = fit([*seen.seen, *speed.seen])
-        watch.stage(f"{ground.network.name}: in virtual time", len(some))
-        forecasts = _forecast(replace(ground, network=both.network(ground.network)), some, asked, here, max_tokens, seed, watch)
-    finally:
-        here.close()
-    rows = [
-        {"plan": plan.name, "forecast_s": said, "real_s": took, "error": said / took - 1} for plan, said, took in zip(some, forecasts, real, strict=True)
-    ]
-    return {"network": ground.network.name, "drift": _drift(seen, speed), "speed": _speed(both)} | _judged(rows)
+@dataclass(frozen=True)
+class _Run:
+    """One network under both clocks."""
+
+    ground: Ground
+    plans: Sequence[Plan]
+    known: Sequence[str]
+    asked: Sequence[str]
+    rounds: int
+    max_tokens: int
+    seed: int
+    watch: Watcher
+
+    def beside(self, hosts: LiveHosts) -> dict[str, Any]:
+        name = self.ground.network.name
+        self.watch.stage(f"{name}: under the real clock", self.rounds * len(self.asked) * len(self.plans))
+        real, speed = asyncio.run(self._real(hosts))
+        self.watch.stage(f"{name}: in virtual time", len(self.plans))
+        forecasts = self._forecasts(speed, hosts)
+        rows = []
+        for plan, said, took in zip(self.plans, forecasts, real, strict=True):
+            rows.append({"plan": plan.name, "forecast_s": said, "real_s": took, "error": said / took - 1})
+        return {"network": name, "speed": _speed(speed)} | judged(rows)
+
+    async def _real(self, hosts: LiveHosts) -> tuple[list[float], Speed]:
+        """Seconds of each plan, the mean over questions of the median over rounds, and how fast the machine was meanwhile."""
+        took: dict[tuple[int, int], list[float]] = {}
+        teams = [(plan.team(self.ground.network, self.max_tokens), plan.pattern()) for plan in self.plans]
+        calls = Calls()
+        async with (
+            Loopback(self.ground.network) as links,
+            Live(teams[0][0], hosts, pace=links, seed=self.seed) as live,
+            Live(teams[0][0], hosts, seed=self.seed, hooks=[calls]) as still,
+        ):
+            await live.warm(*(team for team, _ in teams))
+            for turn in range(-1, self.rounds):  # the first is the warm-up, with one question
+                for i, question in enumerate(self.asked if turn >= 0 else self.asked[:1]):
+                    for at, (team, topology) in enumerate(teams):
+                        result = await live.ask(topology, question, team=team)
+                        if result.error is not None:
+                            raise UserError(f"plan '{self.plans[at].name}', question {question!r}: {result.error}")
+                        if turn >= 0:
+                            took.setdefault((at, i), []).append(result.usage.latency_s)
+                            self.watch.advance(1)
+                    for team, way in self._ways():
+                        await still.ask(way, self.known[i], team=team)
+                if turn < 0:
+                    await asyncio.sleep(0.1)  # hooks are told in threads of their own
+                    calls.seen.clear()
+        means = [statistics.fmean(statistics.median(took[at, i]) for i in range(len(self.asked))) for at in range(len(self.plans))]
+        return means, fit(calls.seen)
+
+    def _ways(self) -> list[tuple[Team, Runs]]:
+        """Every kind of call of these plans, each when nothing else goes on."""
+        found: dict[tuple[object, ...], tuple[Team, Runs]] = {}
+        for plan in self.plans:
+            team, exits = plan.team(self.ground.network, self.max_tokens), tuple(member["exit"] for member in plan.members.values())
+            if plan.topology == "draft-verify":
+                tokens = plan.parameters.get("ahead", 4)
+                found["draft", exits[0], exits[-1], tokens] = team, InTurns(tokens)
+            elif plan.topology != "stream":
+                found[plan.topology, exits, plan.parameters.get("layer")] = team, plan.pattern()
+        return list(found.values())
+
+    def _forecasts(self, speed: Speed, hosts: LiveHosts) -> list[float]:
+        """As `aiflow plan` does it. Luck on links depends on the seed and is that of the real run, where every question has the same name."""
+        memory, found, network = Memory(), [], speed.network(self.ground.network)
+        for plan in self.plans:
+            results: list[Result] = []
+            team, topology = plan.team(network, self.max_tokens), plan.pattern()
+            run_jobs([Job(plan.name, topology, Task("question", text), team) for text in self.asked], hosts, memory, results.append, seed=self.seed)
+            found.append(statistics.fmean(result.usage.latency_s for result in results))
+            self.watch.advance(1)
+        return found
 
 
-def _measured(ground: Ground, some: Sequence[Plan], known: Sequence[str], hosts: LiveHosts, max_tokens: int, seed: int) -> Speed:
-    """Every kind of call of these plans, alone: drafts wait for their checks."""
-    ways = []
-    for plan in {(plan.topology, str(plan.parameters), plan.whole, len(plan.members)): plan for plan in some if plan.topology != "stream"}.values():
-        alone = {"pipelined": False} if plan.topology == "draft-verify" else {}
-        ways.append((plan.team(ground.network, max_tokens), load_topology(plan.topology, {**plan.parameters, **alone})))
-    return measure(ways, known, hosts, seed)
-
-
-async def _real(
-    ground: Ground, some: Sequence[Plan], asked: Sequence[str], hosts: LiveHosts, rounds: int, max_tokens: int, seed: int, watch: Watcher
-) -> list[float]:
-    """Seconds of each plan: the mean over questions of the median over rounds."""
-    took: dict[tuple[int, int], list[float]] = {}
-    teams = [(plan.team(ground.network, max_tokens), plan.pattern()) for plan in some]
-    async with Loopback(ground.network) as links, Live(teams[0][0], hosts, pace=links, seed=seed) as live:
-        await live.warm(*(team for team, _ in teams))
-        for turn in range(-1, rounds):  # the first is the warm-up, with one question
-            for i, question in enumerate(asked if turn >= 0 else asked[:1]):
-                for at, (team, topology) in enumerate(teams):
-                    result = await live.ask(topology, question, team=team, whole_bill=True)
-                    if result.error is not None:
-                        raise UserError(f"plan '{some[at].name}', question {question!r}: {result.error}")
-                    if turn >= 0:
-                        took.setdefault((at, i), []).append(result.usage.latency_s)
-                        watch.advance(1)
-    return [statistics.fmean(statistics.median(took[at, i]) for i in range(len(asked))) for at in range(len(some))]
-
-
-def _forecast(
-    ground: Ground, some: Sequence[Plan], asked: Sequence[str], hosts: LiveHosts, max_tokens: int, seed: int, watch: Watcher
-) -> list[float]:
-    """As `aiflow plan` does it. Luck on links depends on the seed and is that of the real run, where every question has the same name."""
-    memory, found = Memory(), []
-    for plan in some:
-        results: list[Result] = []
-        jobs = [Job(plan.name, plan.pattern(), Task("question", text), plan.team(ground.network, max_tokens)) for text in asked]
-        run_jobs(jobs, hosts, memory, results.append, seed=seed)
-        found.append(statistics.fmean(result.usage.latency_s for result in results))
-        watch.advance(1)
-    return found
-
-
-def _judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How well the order and the numbers agree."""
     from scipy.stats import kendalltau, spearmanr
 
@@ -144,12 +165,6 @@ def _judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "first_agrees": min(rows, key=lambda row: row["forecast_s"])["plan"] == min(rows, key=lambda row: row["real_s"])["plan"],
         "plans": rows,
     }
-
-
-def _drift(before: Speed, after: Speed) -> float:
-    """By how much calls took longer after the run than before it: the median over their kinds."""
-    shared = before.kinds.keys() & after.kinds.keys()
-    return statistics.median(after.kinds[kind][1] / before.kinds[kind][1] for kind in shared) - 1
 
 
 def _speed(speed: Speed) -> dict[str, Any]:

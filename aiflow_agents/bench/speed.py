@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,10 +15,9 @@ import numpy as np
 from aiflow_agents.models.protocol import Reply
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.hooks import Asked, Called, Hook
-from aiflow_agents.runtime.hosts import LiveHosts
-from aiflow_agents.runtime.live import Live
+from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
-from aiflow_agents.topology.base import Topology
+from aiflow_agents.wire.message import Message, standing_at
 
 
 class Seen(NamedTuple):
@@ -67,49 +65,61 @@ def _seen(call: Called) -> Seen:
     steps, share, what = max(reply.tokens_out - 1, 0), 1.0, "answer"
     if request.check is not None:
         steps, share, what = 0, (reply.work or ())[0].share, f"check of {len(request.check)}"
+        what += ", states" if request.parcel is not None else ""
     elif request.want is not None and request.max_tokens <= len(request.begin):
         steps, share, what = 0, request.want.layer / shape.layers, f"states of layer {request.want.layer}"
     elif request.begin:
         steps, what = reply.tokens_out - (reply.finish != "unsure"), "draft"
-    return Seen(f"exit {call.agent.exit}: {what}", call.end_s - call.start_s, steps, call.usage.flops, shape.weight_bytes, share)
+    fresh = "" if request.begin else ", prompt"
+    return Seen(f"exit {call.agent.exit}: {what}{fresh}", call.end_s - call.start_s, steps, call.usage.flops, shape.weight_bytes, share)
 
 
-def measure(ways: Iterable[tuple[Team, Topology]], questions: Sequence[str], hosts: LiveHosts, seed: int = 0) -> Speed:
-    """Ask these questions in each of these ways, one at a time under the real clock, with messages that take no time, and fit what calls took."""
-    calls, ways = Calls(), list(ways)
+class InTurns:
+    """Drafting and checking where nothing goes on meanwhile, so that each call takes what it takes. The first member drafts, the last checks."""
 
-    async def run() -> None:
-        async with Live(ways[0][0], hosts, seed=seed, hooks=[calls]) as live:
-            await live.warm(*(team for team, _ in ways))
-            for turn in range(2):
-                for question in questions:
-                    for team, topology in ways:
-                        await live.answer(topology, question, team=team)
-                if not turn:  # the first round is the warm-up
-                    await asyncio.sleep(0.1)
-                    calls.seen.clear()
+    def __init__(self, tokens: int):
+        self.tokens = tokens
 
-    asyncio.run(run())
-    return fit(calls.seen)
+    async def run(self, task: Task, team: Team) -> Message:
+        drafter, *_, checker = team
+        settled: Message | None = None
+        while True:
+            drafted = await drafter.draft(task.question, self.tokens, after=settled)
+            settled = await checker.check(task.question, drafted, after=settled)
+            with standing_at(checker.node):
+                if settled.ended:
+                    return checker.read(settled)
 
 
 def fit(seen: Sequence[Seen]) -> Speed:
-    """The four numbers that are least wrong, by relative errors of which single large ones (something else ran) count little."""
+    """The four numbers that are least wrong, by the logarithm of what calls of one kind and as many passes took at the median."""
     from scipy.optimize import least_squares
 
-    took = np.array([one.seconds for one in seen])
-    steps, flops, weights, share = (np.array([getattr(one, name) for one in seen], float) for name in ("steps", "flops", "weights", "share"))
+    groups: dict[tuple[str, int], list[Seen]] = {}
+    for one in seen:
+        groups.setdefault((one.kind, one.steps), []).append(one)
+    took = np.array([statistics.median(one.seconds for one in some) for some in groups.values()])
+    many = np.sqrt([len(some) for some in groups.values()])
+
+    def mean(name: str) -> np.ndarray:
+        return np.array([statistics.fmean(getattr(one, name) for one in some) for some in groups.values()])
+
+    steps, flops, weights, share = map(mean, ("steps", "flops", "weights", "share"))
 
     def says(logs: np.ndarray) -> np.ndarray:
         call, overhead, per_byte, per_flop = np.exp(logs)
         return call + (1 + steps) * overhead + np.maximum((share + steps) * weights * per_byte, flops * per_flop)
 
-    start = np.log([0.3 * took.min(), 0.3 * took.min(), 1e-10, 1e-11])
-    found = least_squares(lambda logs: says(logs) / took - 1, start, loss="soft_l1", f_scale=0.1)
-    call, overhead, per_byte, per_flop = np.exp(found.x)
-    fitted = says(found.x)
+    least = took.min()
+    shares = [(a, b, c, d) for a in (0.1, 0.5) for b in (0.1, 0.5) for c in (0.5, 2.0) for d in (0.1, 1.0)]
+    starts = [np.log([a * least, b * least, c * least / weights.max(), d * least / flops.max()]) for a, b, c, d in shares]
+    tries = [least_squares(lambda logs: many * np.log(says(logs) / took), start, loss="soft_l1") for start in starts]
+    best = min(tries, key=lambda one: one.cost).x
+    fitted = dict(zip(groups, says(best).tolist(), strict=True))
+    call, overhead, per_byte, per_flop = np.exp(best).tolist()
     kinds = {}
     for kind in sorted({one.kind for one in seen}):
-        own = [i for i, one in enumerate(seen) if one.kind == kind]
-        kinds[kind] = len(own), statistics.median(took[own].tolist()), statistics.median(fitted[own].tolist())
-    return Speed(float(call), float(overhead), float(1 / per_byte), float(1 / per_flop), kinds, tuple(seen))
+        own = [one for one in seen if one.kind == kind]
+        said = statistics.median(fitted[kind, one.steps] for one in own)
+        kinds[kind] = len(own), statistics.median(one.seconds for one in own), said
+    return Speed(call, overhead, 1 / per_byte, 1 / per_flop, kinds, tuple(seen))

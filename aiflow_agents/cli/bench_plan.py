@@ -74,4 +74,8 @@ def _show(one: dict[str, Any], within: float) -> None:
         f"order: Spearman {one['spearman']:.3f}, Kendall {one['kendall']:.3f}, the same first: {'yes' if one['first_agrees'] else 'no'}; "
         f"off by {one['error']:.1%} on average, {one['worst']:.1%} at most, {one['within']} of {len(one['plans'])} within {within:.0%}"
     )
-    typer.echo(f"calls took {one['drift']:+.0%} after the run of what they took before it\n")
+    how = one["speed"]
+    typer.echo(
+        f"a call takes {1000 * how['call_s']:.2f} ms, and a pass {1000 * how['overhead_s']:.2f} ms, beside {how['bandwidth_Bps']:.3g} bytes of weights "
+        f"or {how['flops_rate']:.3g} FLOPs a second\n"
+    )
