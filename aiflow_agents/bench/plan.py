@@ -24,6 +24,7 @@ from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, Runs, run_jobs
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
+from aiflow_agents.wire.message import Usage
 
 WITHIN = 0.15  # of the real latency, what a forecast may be off
 FAR = {"latency_s": 0.05, "up_bps": 5e6, "down_bps": 5e6, "jitter_s": 0.0}  # of the way to the cloud: 100 ms there and back, 5 Mbit/s
@@ -102,7 +103,7 @@ class _Run:
         """Seconds of each plan, the mean over questions of the median over rounds, and how fast the machine was meanwhile."""
         took: dict[tuple[int, int], list[float]] = {}
         teams = [(plan.team(self.ground.network, self.max_tokens), plan.pattern()) for plan in self.plans]
-        calls = Calls()
+        calls, beside = Calls(), list[Usage]()
         async with (
             Loopback(self.ground.network) as links,
             Live(teams[0][0], hosts, pace=links, seed=self.seed) as live,
@@ -119,12 +120,17 @@ class _Run:
                             took.setdefault((at, i), []).append(result.usage.latency_s)
                             self.watch.advance(1)
                     for team, way in self._ways():
-                        await still.ask(way, self.known[i], team=team)
+                        beside.append((await still.ask(way, self.known[i], team=team)).usage)
                 if turn < 0:
                     await asyncio.sleep(0.1)  # hooks are told in threads of their own
                     calls.seen.clear()
+                    beside.clear()
+                    links.late_s.clear()
         means = [statistics.fmean(statistics.median(took[at, i]) for i in range(len(self.asked))) for at in range(len(self.plans))]
-        return means, fit(calls.seen)
+        own = sum(one.latency_s for one in beside) - sum(one.seconds for one in calls.seen)  # what asking takes, beside the calls
+        speed = fit(calls.seen)
+        self.watch.note(f"links: {1000 * statistics.median(links.late_s):.2f} ms a hop later than they say")
+        return means, replace(speed, call_s=speed.call_s + max(own, 0.0) / len(calls.seen))
 
     def _ways(self) -> list[tuple[Team, Runs]]:
         """Every kind of call of these plans, each when nothing else goes on."""

@@ -10,7 +10,9 @@ bytes. A timer of its kind is off by some microseconds, that of a usual event lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import selectors
 import struct
 import sys
@@ -90,11 +92,11 @@ class _Ending(asyncio.Protocol):
 
 def main() -> None:
     ways = json.loads(sys.stdin.readline())
+    with contextlib.suppress(OSError):
+        os.nice(-10)  # a link does not wait for a busy machine; where that is not allowed, it does
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             runner.run(serve([(float(rate), float(latency), int(port)) for rate, latency, port in ways]))
-        except asyncio.CancelledError:
-            pass
 
 
 if __name__ == "__main__":

@@ -33,13 +33,14 @@ class Loopback:
 
     def __init__(self, network: Network):
         self.network = network
+        self.late_s: list[float] = []  # by how much each frame came later than its link says, in the order of arrival
         self._ways: dict[tuple[str, str], _Way] = {}
         self._process: subprocess.Popen[str] | None = None
 
     async def __aenter__(self) -> Self:
         hops = [hop for link in self.network.links for src, dst in ((link.a, link.b), (link.b, link.a)) for hop in self.network.route(src, dst)[:1]]
         for hop in hops:
-            self._ways[hop.src, hop.dst] = way = _Way()
+            self._ways[hop.src, hop.dst] = way = _Way(hop, self.late_s)
             await way.listen()
         asked = [(hop.rate_bps, hop.latency_s, self._ways[hop.src, hop.dst].port) for hop in hops]
         self._process = subprocess.Popen(
@@ -74,11 +75,11 @@ class Loopback:
 class _Way:
     """One direction of a link: where frames set out, and where they come. They come in the order in which they set out."""
 
-    def __init__(self) -> None:
-        self.port = 0
+    def __init__(self, hop: Hop, late_s: list[float]) -> None:
+        self.hop, self.late_s, self.port, self.free_at = hop, late_s, 0, 0.0
         self._server: asyncio.Server | None = None
         self._out: asyncio.StreamWriter | None = None
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()  # when it should come, and who is told
 
     async def listen(self) -> None:
         self._server = await asyncio.start_server(self._receive, LOOPBACK, 0)
@@ -89,7 +90,8 @@ class _Way:
 
     def send(self, nbytes: int, late_s: float, arrived: Callable[[], None]) -> None:
         assert self._out is not None
-        self._waiting.append(arrived)
+        self.free_at = max(asyncio.get_running_loop().time(), self.free_at) + nbytes * 8 / self.hop.rate_bps
+        self._waiting.append((self.free_at + self.hop.latency_s + late_s, arrived))
         self._out.write(HEADER.pack(nbytes, round(late_s * 1e6)) + bytes(nbytes))
 
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,7 +99,9 @@ class _Way:
             while True:
                 length, _ = HEADER.unpack(await reader.readexactly(HEADER.size))
                 await reader.readexactly(length)
-                self._waiting.popleft()()
+                due, arrived = self._waiting.popleft()
+                self.late_s.append(asyncio.get_running_loop().time() - due)
+                arrived()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
