@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from aiflow_agents.bench.speed import Calls, InTurns, Speed, fit
+from aiflow_agents.bench.speed import Calls, InTurns, Speed, Speeds
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.plans import Ground, Plan, plans
 from aiflow_agents.evals.runner import Silence, Watcher
@@ -24,7 +24,6 @@ from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, Result, Runs, run_jobs
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
-from aiflow_agents.wire.message import Usage
 
 WITHIN = 0.15  # of the real latency, what a forecast may be off
 FAR = {"latency_s": 0.05, "up_bps": 5e6, "down_bps": 5e6, "jitter_s": 0.0}  # of the way to the cloud: 100 ms there and back, 5 Mbit/s
@@ -44,7 +43,8 @@ def chosen(ground: Ground) -> list[Plan]:
     names = [f"{home}: exit {first}", *(f"{node}: exit {last}" for node in (home, *away)), f"{away[-1]}: exit {last}, streamed"]
     names += [f"draft {home} {first} > {away[-1]} {last}, ahead {ahead}" for ahead in (2, 8, "on-line")]
     names += [f"draft {home} {first} > {away[0]} {last}, ahead 4", f"draft {away[0]} {middle} > {away[-1]} {last}, ahead 4"]
-    names += [f"draft {away[-1]} {first} > {away[-1]} {last}, ahead 4", f"draft {home} {first} > {away[0]} {middle} > {away[-1]} {last}, ahead on-line"]
+    names += [f"draft {away[-1]} {first} > {away[-1]} {last}, ahead 4"]
+    names += [f"draft {home} {first} > {away[0]} {middle} > {away[-1]} {last}, ahead on-line"]
     names += [f"split {home} | {node} at {middle}, exit {last}, float16" for node in away]
     found = {plan.name: plan for plan in plans(ground)}
     return [found[name] for name in dict.fromkeys(names) if name in found]
@@ -56,10 +56,11 @@ def bench_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the chosen plans of each ground (one family on several networks) under both clocks.
 
-    Half of the questions are asked, one at a time, all plans by turns, and of `rounds` the median counts; between them the other half measure the
-    machine, without a network, so that whatever else it does slows both. `hosts()` opens those that compute. Returns `networks: [{network, speed,
-    spearman, kendall, error, worst, within, first_agrees, plans: [{plan, forecast_s, real_s, error}]}]`: `error` is the mean over plans of
-    |forecast - real| / real. Raises UserError for too few questions.
+    Half of the questions are asked, one at a time, all plans by turns; between them the other half measure the machine, without a network, so
+    that whatever else it does slows both. Means count, as only they add up. `hosts()` opens those that
+    compute. Returns `networks: [{network, speed, hop_late_s, spearman, kendall, error, worst, within, first_agrees, error_links, plans: [{plan,
+    forecast_s, real_s, error, links_s}]}]`: `error` is the mean over plans of |forecast - real| / real; `links_s` is the forecast for links that are
+    as late as these sockets were, which shows what of an error is theirs. Raises UserError for too few questions.
     """
     watch, half = watch or Silence(), len(questions) // 2
     if half < 2:
@@ -91,19 +92,19 @@ class _Run:
     def beside(self, hosts: LiveHosts) -> dict[str, Any]:
         name = self.ground.network.name
         self.watch.stage(f"{name}: under the real clock", self.rounds * len(self.asked) * len(self.plans))
-        real, speed = asyncio.run(self._real(hosts))
-        self.watch.stage(f"{name}: in virtual time", len(self.plans))
-        forecasts = self._forecasts(speed, hosts)
+        real, speeds, late_s = asyncio.run(self._real(hosts))
+        self.watch.stage(f"{name}: in virtual time", 2 * len(self.plans))
+        forecasts, late = self._forecasts(speeds, hosts, 0.0), self._forecasts(speeds, hosts, late_s)
         rows = []
-        for plan, said, took in zip(self.plans, forecasts, real, strict=True):
-            rows.append({"plan": plan.name, "forecast_s": said, "real_s": took, "error": said / took - 1})
-        return {"network": name, "speed": _speed(speed)} | judged(rows)
+        for plan, said, then, took in zip(self.plans, forecasts, late, real, strict=True):
+            rows.append({"plan": plan.name, "forecast_s": said, "real_s": took, "error": said / took - 1, "links_s": then})
+        return {"network": name, "speed": {exit: _speed(speeds.of(exit)) for exit in self.ground.exits}, "hop_late_s": late_s} | judged(rows)
 
-    async def _real(self, hosts: LiveHosts) -> tuple[list[float], Speed]:
-        """Seconds of each plan, the mean over questions of the median over rounds, and how fast the machine was meanwhile."""
-        took: dict[tuple[int, int], list[float]] = {}
+    async def _real(self, hosts: LiveHosts) -> tuple[list[float], Speeds, float]:
+        """Seconds of each plan, on average, how fast the machine was meanwhile, and how late messages came on a hop."""
+        took: list[list[float]] = [[] for _ in self.plans]
         teams = [(plan.team(self.ground.network, self.max_tokens), plan.pattern()) for plan in self.plans]
-        calls, beside = Calls(), list[Usage]()
+        calls, beside = Calls(), list[float]()
         async with (
             Loopback(self.ground.network) as links,
             Live(teams[0][0], hosts, pace=links, seed=self.seed) as live,
@@ -117,20 +118,17 @@ class _Run:
                         if result.error is not None:
                             raise UserError(f"plan '{self.plans[at].name}', question {question!r}: {result.error}")
                         if turn >= 0:
-                            took.setdefault((at, i), []).append(result.usage.latency_s)
+                            took[at].append(result.usage.latency_s)
                             self.watch.advance(1)
                     for team, way in self._ways():
-                        beside.append((await still.ask(way, self.known[i], team=team)).usage)
+                        beside.append((await still.ask(way, self.known[i], team=team)).usage.latency_s)
+                await asyncio.sleep(0.1)  # hooks are told in threads of their own
                 if turn < 0:
-                    await asyncio.sleep(0.1)  # hooks are told in threads of their own
                     calls.seen.clear()
                     beside.clear()
                     links.late_s.clear()
-        means = [statistics.fmean(statistics.median(took[at, i]) for i in range(len(self.asked))) for at in range(len(self.plans))]
-        own = sum(one.latency_s for one in beside) - sum(one.seconds for one in calls.seen)  # what asking takes, beside the calls
-        speed = fit(calls.seen)
-        self.watch.note(f"links: {1000 * statistics.median(links.late_s):.2f} ms a hop later than they say")
-        return means, replace(speed, call_s=speed.call_s + max(own, 0.0) / len(calls.seen))
+        own_s = max(sum(beside) - sum(one.seconds for one in calls.seen), 0.0) / len(calls.seen)  # what asking takes, beside the call itself
+        return list(map(statistics.fmean, took)), Speeds(calls.seen, own_s), statistics.fmean(links.late_s)
 
     def _ways(self) -> list[tuple[Team, Runs]]:
         """Every kind of call of these plans, each when nothing else goes on."""
@@ -144,12 +142,13 @@ class _Run:
                 found[plan.topology, exits, plan.parameters.get("layer")] = team, plan.pattern()
         return list(found.values())
 
-    def _forecasts(self, speed: Speed, hosts: LiveHosts) -> list[float]:
+    def _forecasts(self, speeds: Speeds, hosts: LiveHosts, late_s: float) -> list[float]:
         """As `aiflow plan` does it. Luck on links depends on the seed and is that of the real run, where every question has the same name."""
-        memory, found, network = Memory(), [], speed.network(self.ground.network)
+        memory, found, network = Memory(), [], self.ground.network
+        network = replace(network, links=tuple(replace(link, latency_s=link.latency_s + late_s) for link in network.links))
         for plan in self.plans:
             results: list[Result] = []
-            team, topology = plan.team(network, self.max_tokens), plan.pattern()
+            team, topology = plan.team(speeds.network(network, plan), self.max_tokens), plan.pattern()
             run_jobs([Job(plan.name, topology, Task("question", text), team) for text in self.asked], hosts, memory, results.append, seed=self.seed)
             found.append(statistics.fmean(result.usage.latency_s for result in results))
             self.watch.advance(1)
@@ -166,6 +165,7 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "spearman": float(spearmanr(said, took).statistic),
         "kendall": float(kendalltau(said, took).statistic),
         "error": statistics.fmean(errors),
+        "error_links": statistics.fmean(abs(row["links_s"] / row["real_s"] - 1) for row in rows),
         "worst": max(errors),
         "within": sum(error <= WITHIN for error in errors),
         "first_agrees": min(rows, key=lambda row: row["forecast_s"])["plan"] == min(rows, key=lambda row: row["real_s"])["plan"],
@@ -174,7 +174,6 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _speed(speed: Speed) -> dict[str, Any]:
-    told = asdict(replace(speed, seen=()))
-    told.pop("seen")
+    told = asdict(speed)
     kinds = {kind: {"calls": n, "seconds": took, "fitted_s": said} for kind, (n, took, said) in speed.kinds.items()}
     return told | {"kinds": kinds}

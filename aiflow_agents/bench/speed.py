@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aiflow_agents.evals.plans import Plan
 from aiflow_agents.models.protocol import Reply
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.hooks import Asked, Called, Hook
@@ -21,31 +22,50 @@ from aiflow_agents.wire.message import Message, standing_at
 
 
 class Seen(NamedTuple):
-    """One call that was made. `first` FLOPs are those of what it read, `later` those of the `steps` passes behind; `share` of the weights was read first."""
+    """One call that was made: its first pass read `share` of the `weights` (bytes), `steps` further ones all of them; `flops` as it was billed."""
 
+    exit: int
     kind: str
     seconds: float
     steps: int
     flops: float
-    weights: float  # bytes of a whole pass
+    weights: float
     share: float
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds a call and a pass beyond its work, bytes and FLOPs a second. `kinds`: by kind of call how many, median seconds, and what the fit says."""
+    """Seconds a call and a pass beyond its work, bytes and FLOPs a second. `kinds`: by kind of call how many, mean seconds, and what the fit says."""
 
     call_s: float
     overhead_s: float
     bandwidth_Bps: float
     flops_rate: float
     kinds: dict[str, tuple[int, float, float]]
-    seen: tuple[Seen, ...] = ()
 
-    def network(self, network: Network) -> Network:
-        """The same links between nodes that all are this machine, which computes one call at a time."""
-        how: dict[str, Any] = {"flops_rate": self.flops_rate, "bandwidth_Bps": self.bandwidth_Bps, "overhead_s": self.overhead_s, "call_s": self.call_s}
-        return replace(network, nodes={name: replace(node, slots=1, machine="here", **how) for name, node in network.nodes.items()})
+
+class Speeds:
+    """How fast this machine is at each exit, from calls that were `seen`; `own_s` is what the runtime itself takes for a call."""
+
+    def __init__(self, seen: Sequence[Seen], own_s: float):
+        self.seen, self.own_s = seen, own_s
+        self._known: dict[tuple[int, ...], Speed] = {}
+
+    def of(self, *exits: int) -> Speed:
+        """For a node with these exits."""
+        if exits not in self._known:
+            found = fit([one for one in self.seen if one.exit in exits])
+            self._known[exits] = replace(found, call_s=found.call_s + self.own_s)
+        return self._known[exits]
+
+    def network(self, network: Network, plan: Plan) -> Network:
+        """The same links between nodes that all are this machine, which computes one call at a time, each as fast as at what this plan puts there."""
+        nodes = dict(network.nodes)
+        for name in {member["node"] for member in plan.members.values()}:
+            speed = self.of(*sorted({member["exit"] for member in plan.members.values() if member["node"] == name}))
+            how: dict[str, Any] = {"flops_rate": speed.flops_rate, "bandwidth_Bps": speed.bandwidth_Bps, "overhead_s": speed.overhead_s}
+            nodes[name] = replace(nodes[name], slots=1, machine="here", call_s=speed.call_s, **how)
+        return replace(network, nodes=nodes)
 
 
 class Calls(Hook):
@@ -71,7 +91,8 @@ def _seen(call: Called) -> Seen:
     elif request.begin:
         steps, what = reply.tokens_out - (reply.finish != "unsure"), "draft"
     fresh = "" if request.begin else ", prompt"
-    return Seen(f"exit {call.agent.exit}: {what}{fresh}", call.end_s - call.start_s, steps, call.usage.flops, shape.weight_bytes, share)
+    exit = call.agent.info.shape.layers - 1 if call.agent.exit is None else call.agent.exit
+    return Seen(exit, what + fresh, call.end_s - call.start_s, steps, call.usage.flops, shape.weight_bytes, share)
 
 
 class InTurns:
@@ -92,19 +113,18 @@ class InTurns:
 
 
 def fit(seen: Sequence[Seen]) -> Speed:
-    """The four numbers that are least wrong, by the logarithm of what calls of one kind and as many passes took at the median."""
+    """The four numbers that are least wrong, by the logarithm of what calls of one kind and as many passes took on average."""
     from scipy.optimize import least_squares
 
     groups: dict[tuple[str, int], list[Seen]] = {}
     for one in seen:
         groups.setdefault((one.kind, one.steps), []).append(one)
-    took = np.array([statistics.median(one.seconds for one in some) for some in groups.values()])
     many = np.sqrt([len(some) for some in groups.values()])
 
     def mean(name: str) -> np.ndarray:
         return np.array([statistics.fmean(getattr(one, name) for one in some) for some in groups.values()])
 
-    steps, flops, weights, share = map(mean, ("steps", "flops", "weights", "share"))
+    took, steps, flops, weights, share = map(mean, ("seconds", "steps", "flops", "weights", "share"))
 
     def says(logs: np.ndarray) -> np.ndarray:
         call, overhead, per_byte, per_flop = np.exp(logs)
@@ -120,6 +140,6 @@ def fit(seen: Sequence[Seen]) -> Speed:
     kinds = {}
     for kind in sorted({one.kind for one in seen}):
         own = [one for one in seen if one.kind == kind]
-        said = statistics.median(fitted[kind, one.steps] for one in own)
-        kinds[kind] = len(own), statistics.median(one.seconds for one in own), said
-    return Speed(call, overhead, 1 / per_byte, 1 / per_flop, kinds, tuple(seen))
+        said = statistics.fmean(fitted[kind, one.steps] for one in own)
+        kinds[kind] = len(own), statistics.fmean(one.seconds for one in own), said
+    return Speed(call, overhead, 1 / per_byte, 1 / per_flop, kinds)

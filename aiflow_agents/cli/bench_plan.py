@@ -15,7 +15,7 @@ def plan(
         typer.Option(help="A network by name or path; repeatable. Default: home-wifi, metro-5g, and home-wifi with a cloud far away.", show_default=False),
     ] = None,
     questions: Annotated[int, typer.Option(min=4, help="Dev questions: half of them measure the machine, half are asked.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is asked, of which the median counts.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is asked, and means count.")] = 3,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; most end by themselves before.")] = 64,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Let the engine keep keys and values from one call of an answer to the next.")] = True,
     seed: Annotated[int, typer.Option(help="Draws the questions, and the network's luck.")] = 0,
@@ -74,8 +74,10 @@ def _show(one: dict[str, Any], within: float) -> None:
         f"order: Spearman {one['spearman']:.3f}, Kendall {one['kendall']:.3f}, the same first: {'yes' if one['first_agrees'] else 'no'}; "
         f"off by {one['error']:.1%} on average, {one['worst']:.1%} at most, {one['within']} of {len(one['plans'])} within {within:.0%}"
     )
-    how = one["speed"]
-    typer.echo(
-        f"a call takes {1000 * how['call_s']:.2f} ms, and a pass {1000 * how['overhead_s']:.2f} ms, beside {how['bandwidth_Bps']:.3g} bytes of weights "
-        f"or {how['flops_rate']:.3g} FLOPs a second\n"
-    )
+    for exit, how in one["speed"].items():
+        typer.echo(
+            f"exit {exit}: {1000 * how['call_s']:.2f} ms a call, {1000 * how['overhead_s']:.2f} ms a pass, and {how['bandwidth_Bps']:.3g} bytes of weights "
+            f"or {how['flops_rate']:.3g} FLOPs a second"
+        )
+    late = f"messages came {1000 * one['hop_late_s']:.2f} ms a hop later than the links say"
+    typer.echo(f"{late}; had they said so, forecasts would be off by {one['error_links']:.1%} on average\n")
