@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from aiflow_agents.errors import MemberFailed, UnmetNeed
+from aiflow_agents.errors import MemberFailed, OverBudget, UnmetNeed
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
@@ -67,6 +67,10 @@ class DraftVerify(Topology):
         try:
             async with asyncio.timeout(self.deadline):
                 return await pipeline.run()
+        except OverBudget:  # what is settled is what there is
+            if pipeline.told is None:
+                raise
+            return pipeline.told
         except (TimeoutError, MemberFailed):
             if self.deadline is None:
                 raise
