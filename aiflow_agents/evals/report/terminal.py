@@ -18,7 +18,7 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"{summary['suite']}, {summary['n_tasks']:,} questions", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for header, justify in (("arm", "left"), ("kind", "left"), ("right", "right"), ("95 %", "left"), ("FLOPs", "right"), ("tokens", "right"),
                             ("bytes", "right"), ("p50", "right"), ("p95", "right"), ("energy", "right")):
-        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(header, justify=justify, no_wrap=header != "arm", overflow="fold")  # type: ignore[arg-type]
     some_failed = any(arm.get("n_failed") for arm in summary["arms"].values())
     if some_failed:
         table.add_column("failed", justify="right", no_wrap=True)
@@ -54,7 +54,7 @@ def decoding_table(summary: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header, justify in (("arm", "left"), ("text", "left"), ("accepted", "right"), ("tokens a check", "right"), ("wasted", "right"),
                             ("bytes a token", "right"), ("J a token", "right"), ("cloud FLOPs a token", "right"), ("cloud busy a token", "right")):
-        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(header, justify=justify, no_wrap=header != "arm", overflow="fold")  # type: ignore[arg-type]
     for name, arm in sorted_arms(summary)[0:]:
         if not arm.get("decoding"):
             continue
@@ -72,7 +72,7 @@ def verdict_table(summary: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header, justify in (("arm", "left"), ("", "left"), ("against", "left"), ("points", "right"), ("95 %", "left"), ("p (Holm)", "left"),
                             ("could show", "right"), ("won/lost/tied", "right"), ("capture", "left")):
-        table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(header, justify=justify, no_wrap=header != "arm", overflow="fold")  # type: ignore[arg-type]
     style = {"beats": "green", "loses": "red", "not shown": "dim"}
     for v in summary["verdicts"]:
         interval = f"{points(v['ci95'][0])} to {points(v['ci95'][1])}" if v["ci95"] else "-"
