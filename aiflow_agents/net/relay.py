@@ -2,9 +2,9 @@
 
     sender --TCP--> relay --at the link's rate, its latency later--> TCP --> receiver
 
-It reads what to do from its first line of input, [[rate in bit/s, latency in s, port of the receiver], ...], a link one way each, answers with a line of
-the ports at which it listens, and ends with its input. What comes is a frame: its length, the microseconds that it is late beside (both 32 bits), then its
-bytes. A timer of its kind is off by some microseconds, that of a usual event loop by up to a millisecond, which is as much as a Wi-Fi takes.
+It reads what to do from its first line of input, [[rate in bit/s, latency in s, port of the receiver], ...], a link one way each, answers with a line
+of the ports at which it listens, and ends with its input. What comes is a frame: its length, the microseconds that it is late beside (both 32 bits),
+then its bytes. Its timers are off by some microseconds, those of a usual event loop by up to a millisecond, which is as much as a Wi-Fi takes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import selectors
 import struct
 import sys
+from functools import partial
 
 HEADER = struct.Struct("!II")
 CHUNK = 1500  # bytes that leave together: an Ethernet frame
@@ -58,22 +59,17 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rate
         writer.close()
 
 
+async def passing(rate_bps: float, latency_s: float, to: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One sender has connected: pass on what it sends to the receiver at port `to`."""
+    with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # an end has gone
+        await relay(reader, (await asyncio.open_connection(LOOPBACK, to))[1], rate_bps, latency_s)
+    writer.close()
+
+
 async def serve(ways: list[tuple[float, float, int]]) -> None:
     """Listen for each of these ways, tell the ports, and stay until the input ends."""
-    ports = []
-    for rate_bps, latency_s, to in ways:
-
-        async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, how: tuple[float, float, int] = (rate_bps, latency_s, to)) -> None:
-            receiver = (await asyncio.open_connection(LOOPBACK, how[2]))[1]
-            try:
-                await relay(reader, receiver, how[0], how[1])
-            except (ConnectionError, asyncio.CancelledError):
-                pass  # the other end has gone
-            finally:
-                writer.close()
-
-        server = await asyncio.start_server(passing, LOOPBACK, 0)
-        ports.append(server.sockets[0].getsockname()[1])
+    servers = [await asyncio.start_server(partial(passing, *way), LOOPBACK, 0) for way in ways]
+    ports = [server.sockets[0].getsockname()[1] for server in servers]
     print(json.dumps(ports), flush=True)  # noqa: T201
     await asyncio.get_running_loop().connect_read_pipe(lambda: _Ending(asyncio.current_task()), sys.stdin)
     await asyncio.Event().wait()

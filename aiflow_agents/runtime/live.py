@@ -186,7 +186,7 @@ class LiveScene(Scene):
     __slots__ = ("clock", "dispatcher", "replies", "whole_bill", "unfinished", "_made_here", "_late")
 
     def __init__(self, dispatcher: Dispatcher, pace: bool | Loopback, *args: Any, **options: Any):
-        self.clock = LiveClock(pace is True)
+        self.clock = LiveClock(pace is not False)
         super().__init__(*args, **options, clock=self.clock)
         if isinstance(pace, Loopback):
             self.fabric = LoopbackFabric(pace, self.network, seed=self.fabric.seed, clock=self.clock)

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Self
 
-from aiflow_agents.errors import AIFlowError
+from aiflow_agents.errors import AIFlowError, Unreachable
 from aiflow_agents.net.fabric import Clock, Fabric
 from aiflow_agents.net.network import Hop, Network
 from aiflow_agents.net.relay import HEADER, LOOPBACK
 
 Booked = Callable[[Hop, float, int], None]
+Lost = Callable[[Unreachable], object]
 PATIENCE_S = 20.0  # until the relays must stand
 
 
@@ -64,8 +67,9 @@ class Loopback:
 
     def _ports(self, asked: Sequence[tuple[float, float, int]]) -> list[int]:
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise AIFlowError("the relays of the loopback network did not start")
@@ -122,18 +126,28 @@ class LoopbackFabric(Fabric):
         self.links = links
 
     def _forward(
-        self, clock: Clock, route: Sequence[Hop], position: int, nbytes: int, number: int, arrived: Callable[[], object], book: Booked | None
+        self,
+        clock: Clock,
+        route: Sequence[Hop],
+        position: int,
+        nbytes: int,
+        number: int,
+        arrived: Callable[[], object],
+        book: Booked | None,
+        lost: Lost | None,
     ) -> None:
         if position == len(route):
             arrived()
             return
-        hop = route[position]
-        _, energy_j, sent_bytes = self._take(hop, nbytes, clock.time(), number, position)
+        hop, now = route[position], clock.time()
+        arrival, energy_j, sent_bytes = self._take(hop, nbytes, now, number, position)
         if book is not None:
             book(hop, energy_j, sent_bytes)
+        if arrival == math.inf:
+            if lost is not None:
+                clock.call_at(max(now, hop.lost_s), lost, hop.unreachable())
+            return
         late_s = self._luck(hop, nbytes, number, position)[1]
-
-        def there() -> None:
-            self._forward(clock, route, position + 1, nbytes, number, arrived, book)
-
-        self.links.send(hop, sent_bytes, late_s, there)
+        if len(hop.open) > 1:  # a link that goes away and comes back: the relay knows nothing of that
+            late_s = max(late_s, arrival - now - sent_bytes * 8 / hop.rate_bps - hop.latency_s)
+        self.links.send(hop, sent_bytes, late_s, lambda: self._forward(clock, route, position + 1, nbytes, number, arrived, book, lost))

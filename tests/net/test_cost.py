@@ -101,3 +101,10 @@ def test_an_unknown_shape_offers_the_nearest():
     with pytest.raises(UserError, match="qwen3-8b@7: '7' bits a weight; expected 2 to 8, 16 or 32, such as qwen3-8b@4"):
         named_shape("qwen3-8b@7")
     assert all(named_shape(name).heads % named_shape(name).kv_heads == 0 for name in shape_names())
+
+
+def test_a_call_costs_something_whatever_it_asks_for():
+    served = dataclasses.replace(NODE, call_s=0.25)
+    for steps in (0, 3):
+        asked = {"prefill_flops": 1e9, "decode_flops": steps * 1e9, "weight_bytes": 1e9, "steps": steps}
+        assert price_call(served, **asked).seconds == pytest.approx(price_call(NODE, **asked).seconds + 0.25)

@@ -510,3 +510,14 @@ def test_a_node_serves_in_order_and_never_idles_while_someone_waits(jobs, slots)
         free[free.index(min(free))] = begin + jobs[i][1]
         expected[i] = begin
     assert {i: begin for begin, i in begun} == pytest.approx(expected)
+
+
+def test_nodes_on_one_machine_share_its_slots():
+    """Two nodes, one slot between them: the second job begins when the first is done, wherever it is asked for."""
+
+    async def main() -> list[float]:
+        nodes = {name: Node(name, "edge", 1, 1, machine="here") for name in "ab"} | {"c": Node("c", "edge", 1, 1)}
+        fabric = Fabric(Network("shared", nodes, (), "a"))
+        return await asyncio.gather(fabric.occupy("a", 2.0), fabric.occupy("b", 1.0), fabric.occupy("c", 1.0))
+
+    assert run(main(), lambda calls: None) == [0.0, 2.0, 0.0]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aiflow_agents.models.family.session import Session
-from aiflow_agents.models.protocol import CallError, Reply, Request
+from aiflow_agents.models.protocol import CallError, Reply, Request, Told
 
 if TYPE_CHECKING:
     from aiflow_agents.models.family.model import FamilyModel
@@ -33,7 +33,7 @@ class Recent:
     """
 
     def __init__(self, model: FamilyModel, sessions: int = SESSIONS):
-        self.model, self.info, self.most = model, model.info, sessions
+        self.model, self.info, self.most, self.streams = model, model.info, sessions, model.streams
         self.read = self.kept = 0
         self._kept: list[tuple[_Key, list[int], Session]] = []  # whose, what was fed, and its session; the one used last comes last
 
@@ -47,13 +47,15 @@ class Recent:
     def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
         return self.exchange(requests, {})[0]
 
-    def exchange(self, requests: Sequence[Request], parcels: Mapping[str, bytes], **more: Any) -> tuple[list[Reply | CallError], dict[str, bytes]]:
-        """As `FamilyModel.exchange`."""
-        if len(requests) == 1 and not more and _goes_on(requests[0]):
+    def exchange(
+        self, requests: Sequence[Request], parcels: Mapping[str, bytes], told: Told | None = None
+    ) -> tuple[list[Reply | CallError], dict[str, bytes]]:
+        """As `FamilyModel.exchange`. Where somebody reads along, the model speaks."""
+        if len(requests) == 1 and told is None and _goes_on(requests[0]):
             reply = self._lone(requests[0])
             if reply is not None:
                 return [reply], {}
-        return self.model.exchange(requests, parcels, **more)
+        return self.model.exchange(requests, parcels, told)
 
     @torch.inference_mode()
     def _lone(self, request: Request) -> Reply | CallError | None:
@@ -77,7 +79,8 @@ class Recent:
         fed = [*known, *claim.tokens]
         session = self._reached(model, request, fed, len(known) - 1)
         logits = session.logits(exit=request.exit)[0, -(len(claim.tokens) + 1) :]
-        return model._verdict(request, claim, len(prompt), judged(claim, logits, model.engine.eos_ids), len(model.engine.decoder.config.path(request.exit)))
+        verdict, blocks = judged(claim, logits, model.engine.eos_ids), len(model.engine.decoder.config.path(request.exit))
+        return model._verdict(request, claim, len(prompt), verdict, blocks)
 
     def _speak(self, model: FamilyModel, request: Request, prompt: list[int], known: list[int], room: int) -> Reply:
         from aiflow_agents.models.family.engine import Generated
