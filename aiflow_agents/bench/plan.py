@@ -26,13 +26,17 @@ from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 
 WITHIN = 0.15  # of the real latency, what a forecast may be off
-FAR = {"latency_s": 0.05, "up_bps": 5e6, "down_bps": 5e6, "jitter_s": 0.0}  # of the way to the cloud: 100 ms there and back, 5 Mbit/s
+FAR_S, FAR_BPS = 0.05, 5e6  # of the way to the cloud: 100 ms there and back, 5 Mbit/s
 
 
 def far(network: Network) -> Network:
     """A network like this one whose cloud is far away, behind a slow link."""
     cloud = set(network.tier("cloud"))
-    return replace(network, name=f"{network.name}-far", links=tuple(replace(li, **FAR) if {li.a, li.b} & cloud else li for li in network.links))
+    links = list(network.links)
+    for at, link in enumerate(links):
+        if {link.a, link.b} & cloud:
+            links[at] = replace(link, latency_s=FAR_S, up_bps=FAR_BPS, down_bps=FAR_BPS, jitter_s=0.0)
+    return replace(network, name=f"{network.name}-far", links=tuple(links))
 
 
 def chosen(ground: Ground) -> list[Plan]:

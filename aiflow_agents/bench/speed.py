@@ -133,7 +133,11 @@ def fit(seen: Sequence[Seen]) -> Speed:
     least = took.min()
     shares = [(a, b, c, d) for a in (0.1, 0.5) for b in (0.1, 0.5) for c in (0.5, 2.0) for d in (0.1, 1.0)]
     starts = [np.log([a * least, b * least, c * least / weights.max(), d * least / flops.max()]) for a, b, c, d in shares]
-    tries = [least_squares(lambda logs: many * np.log(says(logs) / took), start, loss="soft_l1") for start in starts]
+
+    def off(logs: np.ndarray) -> np.ndarray:
+        return many * np.log(says(logs) / took)
+
+    tries = [least_squares(off, start, loss="soft_l1") for start in starts]
     best = min(tries, key=lambda one: one.cost).x
     fitted = dict(zip(groups, says(best).tolist(), strict=True))
     call, overhead, per_byte, per_flop = np.exp(best).tolist()

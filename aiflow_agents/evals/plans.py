@@ -81,7 +81,7 @@ class Ground:
                 raise UnknownName("tier", tier, TIERS)
         codecs = {k: tuple(c.name for c in info.codecs if f"hidden.{k}" in c.spaces and not c.needs_tokens) for k in range(1, config.layers)}
         home = network.node(network.home)
-        places = {home.tier: home.name} | {tier: nodes[0] for tier in TIERS if tier != home.tier and (nodes := network.tier(tier))}
+        places: dict[str, str] = {home.tier: home.name} | {tier: nodes[0] for tier in TIERS if tier != home.tier and (nodes := network.tier(tier))}
         sizes = dict(zip(config.exits, ("device", *["edge"] * (len(config.exits) - 2), "cloud"), strict=True))
         costs = {exit: costs_as[tier] for exit, tier in sizes.items() if costs_as and tier in costs_as}
         keeps = KEEPS if linears(folder) else ()
@@ -94,7 +94,7 @@ class Ground:
 
     def fits(self, plan: Plan) -> bool:
         """Whether every node holds the weights of those that sit on it; exits of one family share theirs, models of other sizes do not."""
-        needed: dict[str, list[int]] = {}
+        needed: dict[str, list[float]] = {}
         for agent in plan.team(self.network):
             needed.setdefault(agent.node, []).append((agent.shape or agent.info.shape).weight_bytes)
         together = sum if self.costs else max

@@ -62,6 +62,8 @@ def test_every_exit_place_and_way_is_a_plan(family, network):
     assert {plan.parameters.get("ahead") for plan in every if plan.topology == "draft-verify"} == {2, 4, 8, None}
     assert {plan.mark for plan in every if plan.parameters.get("codec") == "float16"} == {"lossy"}
     assert {plan.mark for plan in every if plan.parameters.get("codec") == "float32"} == {"exact"}
+    for plan in every:  # as the topology itself says, where it does
+        assert plan.pattern().fidelity(plan.team(network)) in ("", plan.mark), plan.name
 
 
 def test_a_forecast_is_what_a_run_of_its_topology_costs(found, network, questions):
