@@ -81,7 +81,8 @@ class Ground:
                 raise UnknownName("tier", tier, TIERS)
         codecs = {k: tuple(c.name for c in info.codecs if f"hidden.{k}" in c.spaces and not c.needs_tokens) for k in range(1, config.layers)}
         home = network.node(network.home)
-        places: dict[str, str] = {home.tier: home.name} | {tier: nodes[0] for tier in TIERS if tier != home.tier and (nodes := network.tier(tier))}
+        places: dict[str, str] = {tier: nodes[0] for tier in TIERS if (nodes := network.tier(tier))}
+        places[home.tier] = home.name
         sizes = dict(zip(config.exits, ("device", *["edge"] * (len(config.exits) - 2), "cloud"), strict=True))
         costs = {exit: costs_as[tier] for exit, tier in sizes.items() if costs_as and tier in costs_as}
         keeps = KEEPS if linears(folder) else ()
