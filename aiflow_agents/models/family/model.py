@@ -179,9 +179,9 @@ class FamilyModel:
             begin = tuple(self.chat.ids(request.begin_text))
             request = replace(request, begin=begin, max_tokens=request.max_tokens + len(begin))
         if request.check_text is not None:
-            drafted = self.chat.behind(request.begin, self._text(request, ()), request.check_text)
-            end = end_ids(self.courier.folder)[:1] if request.ended and request.check_text.startswith(self._text(request, ())) else ()
-            request = replace(request, check=(*drafted, *end))
+            spelled, room = self._text(request, ()), max(request.max_tokens - len(request.begin), 0)
+            end = end_ids(self.courier.folder)[:1] if request.ended and request.check_text.startswith(spelled) else ()
+            request = replace(request, check=(*self.chat.behind(request.begin, spelled, request.check_text), *end)[:room])
         return request
 
     def _read(
