@@ -309,6 +309,8 @@ def test_what_it_cannot_do_is_refused_by_name(team: Team, family: Path, tmp_path
         check(blind)
     other = replace(team, agents=team.agents | {"trunk": replace(team["trunk"], info=replace(team["trunk"].info, tokenizer_hash="other"))})
     check(other)  # through text
+    with pytest.raises(UnmetNeed, match="one tokenizer"):
+        check(other, codec="float32", members=TWO)
     with pytest.raises(UnmetNeed, match="two exits of one family"):
         check(replace(team, agents=team.agents | {"leaf": replace(team["leaf"], exit=None)}), codec="float16", members=("leaf", "bough"))
     for wrong in ({"ahead": 0}, {"gate": 1.0}, {"window": 0}, {"deadline": 0}):

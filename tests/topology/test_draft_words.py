@@ -88,6 +88,9 @@ def model(folder: Path, spells: Any, *, seed: int = 0, ends: int = 6, length: in
         rows[torch.tensor(order)] = weights["model.embed_tokens.weight"]
         weights["model.embed_tokens.weight"] = weights["lm_head.weight"] = rows
         made.load_state_dict(weights)
+    elif "W" in spells.get_vocab():
+        rows = made.model.embed_tokens.weight.data
+        rows[eos] = 1.05 * rows[spells.token_to_id("W")]  # where it would say W it ends, also at once
     made.save_pretrained(folder)
     tokenizer.save(folder, length)
     spells.save(str(folder / "tokenizer.json"))
@@ -212,7 +215,7 @@ def test_stop_strings_ends_and_empty_answers(crew: Crew, hosts: Any) -> None:
             stopping = replace(team, agents=team.agents | {last: replace(team[last], stop=stop)})
             expected = texts(alone(stopping, hosts))
             assert texts(drafted(stopping, hosts)) == expected != texts(alone(team, hosts))
-        questions = [str(i) for i in range(60)]
+        questions = [f"{chr(code)}7" for code in range(40, 100)]
         empty = [q for q, text in zip(questions, texts(alone(team, hosts, questions)), strict=True) if not text]
         assert last == "pairs" or empty
         assert texts(drafted(team, hosts, empty[:5])) == [""] * len(empty[:5])
@@ -253,3 +256,86 @@ def test_what_it_cannot_do_is_refused_by_name(crew: Crew) -> None:
         load_topology("draft-verify").check(replace(team, agents=team.agents | {"pairs": replace(team["pairs"], sampling=Sampling(0.7))}))
     with pytest.raises(UnmetNeed, match="with codec=float32 needs members with one tokenizer"):
         load_topology("draft-verify", {"codec": "float32"}).check(team)
+
+
+# --- one model ---
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> dict[str, FamilyModel]:
+    return {name: FamilyModel.load(folder) for name, folder in folders.items()}
+
+
+def ask(question: str = "35+7=", **more: Any) -> Request:
+    return Request((Turn("user", question),), **{"max_tokens": 12} | more)
+
+
+@few
+@given(question=st.text(min_size=1, max_size=8), drafted=st.text(max_size=6), n=st.integers(0, 8), name=st.sampled_from(["same", "pairs"]))
+def test_a_model_checks_text_as_it_checks_the_tokens_that_it_is(loaded: Any, question: str, drafted: str, n: int, name: str) -> None:
+    one = loaded[name]
+    (alone,) = one.generate([ask(question)])
+    assert isinstance(alone, Reply)
+    begin = alone.token_ids[:n]
+    (whole, other, plain) = one.generate([
+        ask(question, begin=begin, check_text=alone.text, ended=alone.finish == "stop"), ask(question, begin=begin, check_text=one.chat.text(begin) + drafted),
+        ask(question, begin=begin, check=()),
+    ])  # fmt: skip
+    for found in (whole, other, plain):  # whatever is claimed, what it says is its own
+        assert (*begin, *found.token_ids) == alone.token_ids[: len(begin) + len(found.token_ids)]
+        assert found.token_ids or len(begin) == len(alone.token_ids)
+    assert one.generate([ask(question, begin=begin, check=other.checked)])[0].token_ids == other.token_ids
+
+
+def test_an_answer_goes_on_from_text(loaded: Any) -> None:
+    for name in ("same", "pairs"):
+        one = loaded[name]
+        ids = tuple(one.chat.ids("35 and"))
+        by_text, by_tokens, none = one.generate([ask(begin_text="35 and", max_tokens=5), ask(begin=ids, max_tokens=5 + len(ids)), ask(begin_text="")])
+        assert by_text.begun == ids and by_tokens.begun == none.begun == ()
+        assert (by_text.text, by_text.token_ids) == (by_tokens.text, by_tokens.token_ids) and by_text.text.startswith("35 and") and by_text.token_ids
+    chars = loaded["same"]
+    (unknown,) = chars.generate([ask(begin_text="für")])  # it has no such letter, and what it was told stays as it is
+    assert unknown.text.startswith("für") and chars.chat.text(unknown.begun) == "fr"
+    (further,) = chars.generate([ask(begin_text=unknown.text, begin=unknown.begun + unknown.token_ids, max_tokens=99)])
+    assert further.text.startswith(unknown.text) and further.begun == ()
+
+
+@given(st.text(st.characters(exclude_characters="<\0", codec="utf-8"), max_size=20), st.integers(0, 20))
+def test_the_rest_of_a_text_is_cut_as_the_whole_is(loaded: Any, text: str, n: int) -> None:
+    chat = loaded["pairs"].chat
+    ids = chat.ids(text)
+    known = ids[: min(n, len(ids))]
+    spelled = chat.text(known)
+    rest = chat.behind(known, spelled, text)
+    assert rest == (ids[len(known) :] if text.startswith(spelled) else [])
+    assert not spelled or chat.behind(known, spelled, "\0" + spelled) == []  # that is another text
+    odd = [token for character in text for token in chat.ids(character)]  # settled otherwise than it would be cut
+    assert chat.text(chat.behind(odd, text, text + " and 35")) == " and 35"
+    if "\ufffd" not in text:
+        assert chat.adds(known, ids[len(known) :]) == text[len(spelled.rstrip("\ufffd")) :]
+
+
+def test_what_stays_of_a_text_whatever_follows() -> None:
+    assert steady("ab\ufffd\ufffd", ()) == "ab" and steady("a\ufffdb", ()) == "a\ufffdb"
+    assert [steady("3\n", ("\n\n",)), steady("3 an", ("and", "nd")), steady("3 a", ("b",)), steady("", ("ab",)), steady("aab", ("aabc", "bd"))] == ["3", "3 ", "3 a", "", ""]
+
+
+def test_words_come_back_and_noise_is_refused() -> None:
+    assert decode_words(encode_words("grüße", 7, True)) == (7, True, "grüße") and decode_words(encode_words("")) == (0, False, "")
+    assert len(encode_words("abc", 63)) == 1 + 1 + 3 + 4
+    for wrong in (b"", encode_words("abc")[:-1], encode_words("abc") + b"x", b"noise"):
+        with pytest.raises(FrameError):
+            decode_words(wrong)
+
+
+def test_words_are_remembered_as_what_they_are(loaded: Any, tmp_path: Path) -> None:
+    one = loaded["pairs"]
+    requests = [ask(begin_text="a", check_text="ab"), ask(begin_text="a"), ask(begin_text="b"), ask(check_text="ab"), ask(check_text="ab", ended=True), ask()]
+    memory = Memory(tmp_path / "calls.sqlite")
+    answers = dict(zip([("m", request) for request in requests], one.generate(requests), strict=True))
+    memory.put(list(answers.items()))
+    memory.close()
+    again = Memory(tmp_path / "calls.sqlite")
+    assert again.load(list(answers)) == answers and any(reply.checked for reply in answers.values())
+    again.close()
