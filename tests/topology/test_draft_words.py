@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aiflow_agents.errors import UnmetNeed
 from aiflow_agents.models.family.chat import Chat
 from aiflow_agents.models.family.model import FamilyModel
-from aiflow_agents.models.protocol import Reply, Request, Sampling, Turn
+from aiflow_agents.models.protocol import CallError, Reply, Request, Sampling, Turn
 from aiflow_agents.runtime.drafting import steady
 from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.memory import Memory
@@ -237,6 +237,37 @@ def test_contexts_that_are_full(folders: dict[str, Path], tmp_path: Path, hosts:
     filled = team(folders["same"], short)
     expected = texts(alone(filled, hosts, questions[:2]))
     assert texts(drafted(filled, hosts, questions[:2])) == expected
+
+
+@pytest.mark.parametrize(("who", "after"), [("chars", 0), ("pairs", 0), ("chars", 4), ("pairs", 4), ("same", 4)])
+def test_a_tier_that_fails_leaves_the_others_exact(crew: Crew, hosts: Any, who: str, after: int) -> None:
+    """`who` refuses every call once it would go on from so many characters."""
+
+    class Failing(InlineHosts):
+        def __init__(self) -> None:
+            super().__init__(self.load)
+
+        def load(self, folder: str) -> Any:
+            one = FamilyModel.load(folder)
+            answer = one.exchange
+
+            def exchange(requests: Any, parcels: Any, told: Any = None) -> Any:
+                replies, packed = answer(requests, parcels, told)
+                gone = [Path(folder).name == who and len(request.begin) + len(request.begin_text) >= after for request in requests]
+                return [CallError("failed", "it is gone") if lost else reply for lost, reply in zip(gone, replies, strict=True)], packed
+
+            one.exchange = exchange  # type: ignore[method-assign]
+            return one
+
+    team = crew("chars", "pairs", "same", max_tokens=10)
+    expected = texts(alone(team, hosts))
+    if who == "same":
+        with pytest.raises(AssertionError, match="it is gone"):
+            drafted(team, Failing())
+        partly = texts(drafted(team, Failing(), deadline=60.0))
+        assert all(one[:3] == whole[:3] for one, whole in zip(partly, expected, strict=True)) and partly != expected
+    else:
+        assert texts(drafted(team, Failing())) == expected
 
 
 def test_at_the_deadline_the_drafter_goes_on_from_what_it_was_told(crew: Crew, hosts: Any) -> None:
