@@ -55,7 +55,7 @@ def test_an_answer_is_printed_as_it_reaches_home(room: Any, aiflow: Call, clock:
     args = ("run", "bravo 1001", "--team", "trio", "--clock", clock)
     truth = room.truth("bravo 1001")
     code, out, err = aiflow(*args, "--topology", "stream", "-T", "member=bob", "--stream")
-    match = re.fullmatch(rf"{truth}   after ([\d.]+) ms: 1 calls, .*; the first token after ([\d.]+) ms, then ([\d.]+) ms per token\n", out)
+    match = re.fullmatch(rf"{truth}   after ([\d.]+) ms: 1 calls, .*; the first token after ([\d.]+) ms, then ([\d.]+) ms per token; text exact\n", out)
     assert (code, err) == (0, "") and match and 0 < float(match[2]) < float(match[1])
     code, out, _ = aiflow(*args, "--topology", "majority", "--stream")
     assert code == 0 and re.fullmatch(r"\S+   after [\d.]+ ms: 3 calls, [^;]*\n", out)
