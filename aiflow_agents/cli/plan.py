@@ -56,7 +56,8 @@ def plan(
     asked = _questions(folder, suite, skill, questions, sample, max_tokens, seed)
     with watcher(display) as watch:
         found = find_plan(ground, asked, quantity=minimise, floor=floor, seed=seed, watch=watch)
-    given = write(found, network if not Path(network).exists() else str(at.path.absolute()), out, suite or "SUITE") if out and found.winner else []
+    where = str(at.path.absolute()) if Path(network).exists() else network
+    given = write(found, where, out, asked.max_tokens, suite or "SUITE") if out and found.winner else []
     if json:
         typer.echo(dumps(as_json(found) | {"commands": given}, indent=2))
         return 0 if found.winner else 1

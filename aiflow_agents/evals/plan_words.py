@@ -106,13 +106,15 @@ def commands(plan: Plan, file: Path, suite: str = "SUITE") -> list[str]:
     return [f"aiflow run QUESTION --team {name} {how}", f"aiflow eval {suite} --team {name} {how}", f"aiflow serve {name} {how}"]
 
 
-def write(found: Planned, network: str, file: Path, suite: str = "SUITE") -> list[str]:
-    """Write the winner's team file, whole or not at all, with the commands that use it on top; gives these commands."""
+def write(found: Planned, network: str, file: Path, max_tokens: int, suite: str = "SUITE") -> list[str]:
+    """Write the winner's team file, whole or not at all, with the commands that use it on top; gives these commands. Answers may be as long as those
+    that it was chosen by."""
     assert found.winner is not None
     won = found.winner
     says = f"{won.plan.name}: {quantity(won.latency_s, 's')}, {quantity(won.wire_bytes, 'B')}, {quantity(won.energy_j, 'J')} on {found.network}"
     given = commands(won.plan, file, suite)
-    team = {"description": says, "network": network, "members": {name: dict(member) for name, member in won.plan.members.items()}}
+    members = {name: {**member, "max_tokens": max_tokens} for name, member in won.plan.members.items()}
+    team = {"description": says, "network": network, "members": members}
     part = file.with_name(file.name + ".part")
     part.write_text("".join(f"# {line}\n" for line in given) + yaml.safe_dump(team, sort_keys=False, width=150), encoding="utf-8")
     part.replace(file)

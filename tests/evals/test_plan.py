@@ -114,9 +114,9 @@ def test_who_does_not_fit_is_left_out(family, network, questions):
 
 def test_the_file_is_a_team_that_runs_as_the_command_says(found, network, questions, tmp_path):
     file = tmp_path / "plan.yaml"
-    commands = plan_words.write(found, network.file, file)
+    commands = plan_words.write(found, network.file, file, questions.max_tokens)
     assert all(str(file) in command and f"--topology {found.winner.plan.topology}" in command for command in commands)
-    run = ask(Team.load(file, max_tokens=6), load_topology(found.winner.plan.topology, found.winner.plan.parameters), ASKED[0])
+    run = ask(Team.load(file), load_topology(found.winner.plan.topology, found.winner.plan.parameters), ASKED[0])
     assert run.answer == questions.sample[0].expected
     told = json.loads(json.dumps(plan_words.as_json(found)))
     assert sum(row["wins"] for row in told["plans"]) == 1 and len(told["plans"]) == len(found.forecasts)
