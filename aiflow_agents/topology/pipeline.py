@@ -200,6 +200,7 @@ class Pipeline:
         stage.working = True
         want = Want(stage.agent.exit or 0, self.codec, since=_valid(stage)) if self.codec else None
         drafting = asyncio.ensure_future(self._drafted(stage, count, want))
+        drafting.add_done_callback(lambda task: task.cancelled() or task.exception())  # also one that fails when nobody waits any more
         turned = asyncio.ensure_future(stage.overturned.wait())
         try:
             await asyncio.wait((drafting, turned), return_when=asyncio.FIRST_COMPLETED)
