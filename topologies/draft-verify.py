@@ -20,7 +20,7 @@ from aiflow_agents.wire.message import Message
 
 
 class DraftVerify(Topology):
-    """`members`: who drafts, who checks, who decides; by default all, the least first. Greedy, the text is that of the last alone; at a temperature
+    """`members`: who drafts, who checks, who decides; by default all, the smallest first. Greedy, the text is that of the last alone; at a temperature
     it has exactly its distribution, and drafts are drawn from the drafter's `odds` likeliest tokens, which travel along.
 
     `ahead` tokens are drafted at a time (None: as acceptance and the way there advise), and at most `window` are out; `gate`: none that is less
@@ -58,7 +58,9 @@ class DraftVerify(Topology):
 
     def tiers(self, team: Team) -> list[Agent]:
         """Who drafts first, who decides last."""
-        return [team[name] for name in self.members] or team.by_depth()
+        if self.members or len({agent.info.weights_hash for agent in team}) == 1:
+            return [team[name] for name in self.members] or team.by_depth()
+        return sorted(team, key=lambda agent: (agent.shape or agent.info.shape).weight_bytes)
 
     async def run(self, task: Task, team: Team) -> Message:
         agents = self.tiers(team)

@@ -28,7 +28,7 @@ from aiflow_agents.training import tokenizer
 from aiflow_agents.wire.frame import FrameError, decode_words, encode_words
 
 QUESTIONS = ["11+12=", "35+7=", "sort: hgfab", "x", "grüße, 東京"]
-few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:
@@ -278,6 +278,15 @@ def test_at_the_deadline_the_drafter_goes_on_from_what_it_was_told(crew: Crew, h
     middle = sorted(result.usage.latency_s for result in drafted(team, hosts))[-1]
     partly = texts(drafted(team, hosts, deadline=0.8 * middle))
     assert all(common(one, whole) >= common(text, whole) for one, whole, text in zip(partly, exact, own, strict=True)) and partly != own
+
+
+def test_of_different_models_the_smallest_drafts(crew: Crew) -> None:
+    topology: Any = load_topology("draft-verify")
+    for names in (("pairs", "chars"), ("chars", "pairs")):
+        assert [agent.name for agent in topology.tiers(crew(*names))] == ["chars", "pairs"]
+        team = crew(*names)
+        large = replace(team, agents=team.agents | {"chars": replace(team["chars"], shape=replace(team["pairs"].info.shape, vocab=9, block_params=10**9))})
+        assert [agent.name for agent in topology.tiers(large)] == ["pairs", "chars"]
 
 
 def test_what_it_cannot_do_is_refused_by_name(crew: Crew) -> None:
