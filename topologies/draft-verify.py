@@ -20,8 +20,8 @@ from aiflow_agents.wire.message import Message
 
 
 class DraftVerify(Topology):
-    """`members`: who drafts, who checks, who decides; by default all, the smallest first. Greedy, the text is that of the last alone; at a temperature
-    it has exactly its distribution, and drafts are drawn from the drafter's `odds` likeliest tokens, which travel along.
+    """`members`: who drafts, who checks, who decides; by default all, the smallest first. Greedy, the text is that of the last alone; at a
+    temperature it has exactly its distribution, and drafts are drawn from the drafter's `odds` likeliest tokens, which travel along.
 
     `ahead` tokens are drafted at a time (None: as acceptance and the way there advise), and at most `window` are out; `gate`: none that is less
     likely. Without `pipelined` each draft waits for its check. `heat`: a temperature at which drafts are drawn, to see what weaker ones do.

@@ -28,7 +28,7 @@ from aiflow_agents.training import tokenizer
 from aiflow_agents.wire.frame import FrameError, decode_words, encode_words
 
 QUESTIONS = ["11+12=", "35+7=", "sort: hgfab", "x", "grüße, 東京"]
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:
@@ -239,7 +239,7 @@ def test_contexts_that_are_full(folders: dict[str, Path], tmp_path: Path, hosts:
     assert texts(drafted(filled, hosts, questions[:2])) == expected
 
 
-@pytest.mark.parametrize(("who", "after"), [("chars", 0), ("pairs", 0), ("chars", 4), ("pairs", 4), ("same", 4)])
+@pytest.mark.parametrize(("who", "after"), [("pairs", 0), ("chars", 4), ("pairs", 4), ("same", 4)])
 def test_a_tier_that_fails_leaves_the_others_exact(crew: Crew, hosts: Any, who: str, after: int) -> None:
     """`who` refuses every call once it would go on from so many characters."""
 
@@ -271,12 +271,13 @@ def test_a_tier_that_fails_leaves_the_others_exact(crew: Crew, hosts: Any, who: 
 
 
 def test_at_the_deadline_the_drafter_goes_on_from_what_it_was_told(crew: Crew, hosts: Any) -> None:
-    team = crew("pairs", "same", max_tokens=12)
-    exact, own = texts(alone(team, hosts)), texts(run(team, hosts, "single", member="pairs"))
-    assert texts(drafted(team, hosts, deadline=1e-6)) == own != exact
-    assert texts(drafted(team, hosts, deadline=1e6)) == exact
-    middle = sorted(result.usage.latency_s for result in drafted(team, hosts))[-1]
-    partly = texts(drafted(team, hosts, deadline=0.8 * middle))
+    team = crew("pairs", "same", max_tokens=10)
+    some = QUESTIONS[:3]
+    exact, own = texts(alone(team, hosts, some)), texts(run(team, hosts, "single", some, member="pairs"))
+    assert texts(drafted(team, hosts, some, deadline=1e-6)) == own != exact
+    assert texts(drafted(team, hosts, some, deadline=1e6)) == exact
+    middle = sorted(result.usage.latency_s for result in drafted(team, hosts, some))[-1]
+    partly = texts(drafted(team, hosts, some, deadline=0.8 * middle))
     assert all(common(one, whole) >= common(text, whole) for one, whole, text in zip(partly, exact, own, strict=True)) and partly != own
 
 
