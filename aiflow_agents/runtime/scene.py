@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
 from aiflow_agents.errors import MemberFailed, Unreachable, UserError
-from aiflow_agents.models.protocol import CallError, Pass, Reply, Request, Shape, Turn
+from aiflow_agents.models.protocol import CallError, Reply, Request, Shape, Turn
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
 from aiflow_agents.net.fabric import Clock, Fabric
@@ -23,8 +23,10 @@ from aiflow_agents.runtime.delivery import Delivery, Portion, Stream, Told, piec
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.ledger import Ledger
+from aiflow_agents.runtime.moves import HERE_ALL_THE_WHILE, Move, arrival
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.trace import Listener, Span
+from aiflow_agents.runtime.work import Work, fed
 from aiflow_agents.wire.message import Draft, Message, Usage
 
 SCENE: ContextVar[Scene] = ContextVar("aiflow_scene")
@@ -60,7 +62,7 @@ class Scene:
         self.states: dict[str, set[str]] = {}  # by node, digests of the hidden states of drafts that have come there
         self.met: list[Pair] = []  # whose meeting this task pays for
         self._session: Session = {} if session is None else session
-        self._moves: dict[tuple[str, str, str], _Move] = {}  # by message, node, and what of it travels
+        self._moves: dict[tuple[str, str, str], Move] = {}  # by message, node, and what of it travels
         self._questions: dict[str, Message] = {}
         self._prefilled: set[tuple[object, ...]] = set()
         self._drafts: dict[tuple[object, ...], list[tuple[int, ...]]] = {}  # by prompt, the answers whose keys and values a member still has
@@ -126,13 +128,13 @@ class Scene:
         messages = [message for message in there if message.node != node]
         for message in messages:
             message.check_leaves()
-        moves: list[_Move] = []
+        moves: list[Move] = []
         for message in messages:
             try:
                 moves.append(self._move(message, node))
             except Unreachable as gone:
                 raise _failed(gone, message, node, member) from None
-        await _arrival(moves)
+        await arrival(moves)
         for message, move in zip(messages, moves, strict=True):
             if move.lost is not None:
                 raise _failed(move.lost, message, node, member)
@@ -165,7 +167,7 @@ class Scene:
         """
         pair = min(_name(one), _name(other)), max(_name(one), _name(other))
         if one[0] != other[0] and pair not in self._session:
-            ways = _Move(), _Move()
+            ways = Move(), Move()
             for (node, hello), (there, _), move in zip((one, other), (other, one), ways, strict=True):
                 try:
                     self._send(move, node, there, len(hello), "", "hello", "")
@@ -175,31 +177,31 @@ class Scene:
             self._session[pair] = Greeting(self, ways)  # only now: where the budget does not reach, they have not met
         met = self._session.get(pair)
         if met is not None and met.scene is self:
-            await _arrival(met.ways)
+            await arrival(met.ways)
             if lost := met.ways[0].lost or met.ways[1].lost:
                 raise _parted(lost, one[0], author, member)
 
-    def _move(self, message: Message, node: str) -> _Move:
+    def _move(self, message: Message, node: str) -> Move:
         """The transfer, perhaps long done, that brings this message to `node`. Where all of its text has come, its answer has come too."""
         moves, freight = self._moves, message._freight
         move = None if message._loaded else moves.get((message.id, node, message._text))
         move = move or moves.get((message.id, node, freight))
         if move is None:
-            moves.setdefault((message.id, message.node, freight), _HERE_ALL_THE_WHILE)
-            move = _Move()
+            moves.setdefault((message.id, message.node, freight), HERE_ALL_THE_WHILE)
+            move = Move()
             self._set_out(message, node, move)
             moves[message.id, node, freight] = move
             if message.form == "hidden":  # its text has then come too
                 moves.setdefault((message.id, node, message._text), move)
         return move
 
-    def _set_out(self, message: Message, node: str, move: _Move) -> None:
+    def _set_out(self, message: Message, node: str, move: Move) -> None:
         """Send a message to another node. Raises NoRoute, OverBudget, and Unreachable."""
         self._send(move, message.node, node, message.size, message.author, message.id, message._said)
         if self.meter is not None and node == self.network.home and message.form in ("text", "answer", "hidden"):
             move.then = partial(self._came_home, message)
 
-    def _send(self, move: _Move, src: str, dst: str, nbytes: int, author: str, id: str, said: str) -> None:
+    def _send(self, move: Move, src: str, dst: str, nbytes: int, author: str, id: str, said: str) -> None:
         start_s = self.now()
         if self.meter is not None:
             self.meter.move(lambda: self.fabric.weighs(src, dst, nbytes), f"{id} from {src} to {dst}")
@@ -250,7 +252,7 @@ class Scene:
 
     def expect(self, message: Message) -> tuple[Callable[[], None], Callable[[Unreachable], None]]:
         """This message is on its way home by other means, all of its text. To be told when it is there, or never will be."""
-        move = _Move()
+        move = Move()
         for freight in (message._freight, message._text):
             self._moves.setdefault((message.id, self.network.home, freight), move)
 
@@ -348,11 +350,12 @@ class Scene:
         self._prefilled.add(read)
         drafted = bool(request.begin or request.begin_text or request.top or request.checks)
         if request.score:
-            work = _Work.scored(shape, request, reply, fresh)
+            work = Work.scored(shape, request, reply, fresh)
         elif request.checks:
-            work = self._checking(read, fresh, request, shape, reply)
+            work = Work.checking(shape, request, reply, None if fresh else self._drafts.get(read, ()))
         else:
-            work = self._going_on(read, fresh, request, shape, reply) if drafted else _Work.of(shape, reply, fresh)
+            kept = None if fresh else self._drafts.get(read, ())
+            work = Work.going_on(shape, request, reply, kept) if drafted else Work.of(shape, reply, fresh)
         if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
             work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
         steps, tokens_out, cut = work.steps, reply.tokens_out, False
@@ -396,109 +399,15 @@ class Scene:
         if cut and self.meter is not None:
             self.meter.may_call()  # raises OverBudget
         if drafted:
-            self._drafts.setdefault(read, []).append(_fed(request, reply))
+            self._drafts.setdefault(read, []).append(fed(request, reply))
         return Usage(flops, tokens_in, tokens_out, 1, 0, self.now() - start_s, cost.energy_j)
-
-    def _going_on(self, read: tuple[object, ...], fresh: bool, request: Request, shape: Shape, reply: Reply) -> _Work:
-        """What it takes to read what this member has not read of prompt and answer, and to speak on, a token at a time."""
-        begin, want = request.begin or reply.begun, request.want
-        known = max((_common(begin, draft) for draft in self._drafts.get(read, ())), default=0)
-        context = 0 if fresh else reply.tokens_in + min(known, len(begin) - 1)  # the last one's output is not kept
-        new = reply.tokens_in + len(begin) - context
-        if want is not None and request.max_tokens <= len(begin):  # nothing is said: the layers below are all that runs
-            run = Pass(want.layer / shape.layers, new, context, 0)
-            return _Work(new, shape.pass_flops(run), shape.pass_bytes(run), 0.0, 0)
-        steps = reply.tokens_out - (reply.finish != "unsure")  # who is unsure has read its own last token to find that out
-        decode_flops = sum(shape.pass_flops(Pass(1.0, 1, context + new + t, 1)) for t in range(steps))
-        return _Work(new, shape.pass_flops(Pass(1.0, new, context, 1, 1)), None, decode_flops, steps)
-
-    def _checking(self, read: tuple[object, ...], fresh: bool, request: Request, shape: Shape, reply: Reply) -> _Work:
-        """One pass over what this member has not read of prompt, answer and draft."""
-        (whole,) = reply.work or ()
-        fed = _fed(request, reply)
-        known = max((_common(fed, draft) for draft in self._drafts.get(read, ())), default=0)
-        context = 0 if fresh else min(reply.tokens_in + known, whole.positions - 1)
-        run = Pass(whole.share, whole.positions - context, context, whole.heads, whole.heads)
-        return _Work(run.positions, shape.pass_flops(run), shape.pass_bytes(run), 0.0, 0)
-
-
-def _fed(request: Request, reply: Reply) -> tuple[int, ...]:
-    """The tokens of the answer whose keys and values a member has after this call."""
-    begin = request.begin or reply.begun
-    if request.checks:
-        positions = reply.work[0].positions - reply.tokens_in if reply.work else 0
-        return (begin + (reply.checked if request.check is None else request.check))[:positions]
-    return begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1])
-
-
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-class _Work(NamedTuple):
-    """What one call has to compute: what is read first, and the passes that follow."""
-
-    tokens_in: int
-    prefill_flops: float
-    prefill_bytes: float | None  # None: all weights
-    decode_flops: float
-    steps: int
-
-    @classmethod
-    def of(cls, shape: Shape, reply: Reply, fresh: bool) -> _Work:
-        """`fresh`: the prompt has to be read, as this member has not read it for this task."""
-        if reply.work is None:
-            prefill_flops, decode_flops = shape.flops(reply.tokens_in, reply.tokens_out)
-            steps = max(reply.tokens_out - 1, 0)
-            return cls(reply.tokens_in, prefill_flops, None, decode_flops, steps) if fresh else cls(0, 0.0, 0.0, decode_flops, steps)
-        first = [run for run in reply.work if run.share < 1.0 or run.positions > 1]
-        single = [run for run in reply.work if run.share == 1.0 and run.positions == 1]
-        flops, nbytes = (sum(price(run) for run in first) for price in (shape.pass_flops, shape.pass_bytes))
-        return cls(reply.tokens_in, flops, nbytes, sum(map(shape.pass_flops, single)), len(single))
-
-    @classmethod
-    def scored(cls, shape: Shape, request: Request, reply: Reply, fresh: bool) -> _Work:
-        """A given text is read in one pass, behind a prompt that is read with it only if it is `fresh`. Its end is predicted and not read."""
-        text = len(reply.token_ids) - request.ended
-        context = 0 if fresh else reply.tokens_in - text
-        new = reply.tokens_in - context
-        run = Pass(1.0, new, context, len(reply.token_ids), min(new, len(reply.token_ids)))
-        return cls(new, shape.pass_flops(run), None, 0.0, 0)
-
-
-class _Move:
-    """One message on its way to one node, and who waits for it there."""
-
-    __slots__ = ("arrived", "lost", "then", "waiters")
-
-    def __init__(self, arrived: bool = False):
-        self.arrived = arrived
-        self.lost: Unreachable | None = None  # why it never will
-        self.then: Callable[[], None] | None = None
-        self.waiters: list[_Waiter] = []
-
-    def arrive(self) -> None:
-        self.arrived = True
-        if self.then is not None:
-            self.then()
-        for waiter in self.waiters:
-            waiter.one_less()
-
-    def lose(self, gone: Unreachable) -> None:
-        self.lost = gone
-        for waiter in self.waiters:
-            waiter.no_more()
-
-
-_HERE_ALL_THE_WHILE = _Move(arrived=True)
 
 
 class Greeting(NamedTuple):
     """Two hellos on their way, and the task that pays for them."""
 
     scene: Scene
-    ways: tuple[_Move, _Move]
+    ways: tuple[Move, Move]
 
 
 def _name(speaker: Speaker) -> str:
@@ -516,35 +425,6 @@ def _failed(gone: Unreachable, message: Message, node: str, member: str) -> Memb
 def _parted(gone: Unreachable, node: str, author: str, member: str) -> MemberFailed:
     """The same of two who can never meet; `node` is the author's."""
     return MemberFailed(author if gone.node == node else member, f"{author} and {member} cannot meet: {gone}", "died" if gone.node else "cut off")
-
-
-async def _arrival(moves: Sequence[_Move]) -> None:
-    """Wait for all of these, or until one of them is lost."""
-    coming = [move for move in moves if not move.arrived]
-    if coming and not any(move.lost for move in coming):
-        waiter = _Waiter(len(coming))
-        for move in coming:
-            move.waiters.append(waiter)
-        await waiter.future
-
-
-class _Waiter:
-    """Waits for so many arrivals with one future."""
-
-    __slots__ = ("missing", "future")
-
-    def __init__(self, missing: int):
-        self.missing = missing
-        self.future = asyncio.get_running_loop().create_future()
-
-    def one_less(self) -> None:
-        self.missing -= 1
-        if not self.missing:
-            self.no_more()
-
-    def no_more(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
 
 
 def stable_hash(*parts: object) -> int:
