@@ -132,7 +132,7 @@ def test_samples_repeat_with_their_seed(model):
 def test_info_says_what_the_model_is(folder, model):
     info = model.info
     assert (info.name, info.engine, info.dtype, info.max_context) == (folder.name, "family", "float32", 256)
-    assert info.capabilities == {"logprobs", "logits", "hidden", "resume", "score"} and info == model_info(folder)
+    assert info.capabilities == {"logprobs", "logits", "hidden", "resume", "score", "verify"} and info == model_info(folder)
     assert model_info(folder, dtype="bfloat16").shape.weight_bytes * 2 == info.shape.weight_bytes
 
 
