@@ -67,7 +67,7 @@ def mcnemar_exact(b, c):
     Source: McNemar, Psychometrika 12 (1947) 153, in its exact conditional form.
     """
     b, c = _counts(b), _counts(c)
-    return _plain(np.minimum(1.0, 2.0 * bdtr(np.minimum(b, c).astype(float), b + c, 0.5)))
+    return _plain(np.minimum(1.0, 2.0 * bdtr(np.minimum(b, c).astype(float), (b + c).astype(np.int64), 0.5)))
 
 
 @overload

@@ -23,6 +23,7 @@ from aiflow_agents.models.family.export import export_branch, sizes
 from aiflow_agents.training.branches import exit_states
 
 EXITS = (1, 3, 5)
+FLOAT = 1e-5  # of random models whose logits are larger than 1: some 80 steps of float32
 Make = Callable[..., tuple[Path, Any]]
 
 
@@ -99,7 +100,7 @@ def changing(folder: Path, plan: list[tuple[int, int]], tokens: torch.Tensor) ->
     for new, e in plan:
         made = session.feed(tokens[:, at : at + new], exit=e)
         at += new
-        torch.testing.assert_close(made, loaded.logits(tokens[:, :at], exit=e)[:, -new:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(made, loaded.logits(tokens[:, :at], exit=e)[:, -new:], rtol=FLOAT, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,14 +136,14 @@ def test_a_session_goes_on_elsewhere(family: tuple[Path, Any], layer: int, rows:
             return
         made = second.feed(tokens[:, at : at + new], exit=e)
         at += new
-        torch.testing.assert_close(made, loaded.logits(tokens[:, :at], exit=e)[:, -new:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(made, loaded.logits(tokens[:, :at], exit=e)[:, -new:], rtol=FLOAT, atol=1e-5)
 
 
 def test_hidden_states_alone_answer_but_do_not_go_on(family: tuple[Path, Any]) -> None:
     loaded, tokens = Family.load(family[0]), ids()
     session = loaded.session(3)
     session.resume(loaded.hidden(tokens, layer=3), layer=3)
-    torch.testing.assert_close(session.logits(exit=5), loaded.logits(tokens, exit=5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(session.logits(exit=5), loaded.logits(tokens, exit=5), rtol=FLOAT, atol=1e-5)
     with pytest.raises(UserError, match="layers below 3 have not seen what was said"):
         session.append(tokens[:, :1])
     with pytest.raises(UserError, match="at its beginning"):
@@ -157,7 +158,7 @@ def test_what_is_taken_back_leaves_no_trace(family: tuple[Path, Any], steps: lis
     for i, (new, back, e) in enumerate(steps):
         more = torch.randint(0, 64, (1, new), generator=torch.Generator().manual_seed(i))
         told = torch.cat((told, more), 1)
-        torch.testing.assert_close(session.feed(more, exit=e), loaded.logits(told, exit=e)[:, -new:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(session.feed(more, exit=e), loaded.logits(told, exit=e)[:, -new:], rtol=FLOAT, atol=1e-5)
         told = told[:, : max(1, told.shape[1] - back)]
         session.truncate(told.shape[1])
 
