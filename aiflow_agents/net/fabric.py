@@ -27,6 +27,8 @@ from . import faults
 from .clock import sleep_until
 from .network import Hop, Network
 
+Book = Callable[[Hop, float, int], None]  # told of each link that takes a message: (hop, joules, bytes)
+Lost = Callable[[Unreachable], object]
 FRAME_BYTES = 1500  # what is lost and sent again at once: an Ethernet frame
 _MASK = (1 << 64) - 1
 
@@ -37,6 +39,9 @@ class Clock(Protocol):
     def time(self) -> float: ...
 
     def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> object: ...
+
+
+Onward = tuple[Clock, Sequence[Hop], int, int, int, Callable[[], object], Book | None, Lost | None]  # what `Fabric._forward` takes
 
 
 class _Radio:
@@ -143,8 +148,8 @@ class Fabric:
         nbytes: int,
         number: int,
         arrived: Callable[[], object],
-        book: Callable[[Hop, float, int], None] | None,
-        lost: Callable[[Unreachable], object] | None,
+        book: Book | None,
+        lost: Lost | None,
     ) -> None:
         """The message is where hop `position` of its route begins."""
         if position == len(route):
@@ -155,9 +160,13 @@ class Fabric:
         if book is not None:
             book(hop, energy_j, sent_bytes)
         if arrival < math.inf:
-            clock.call_at(arrival, self._forward, clock, route, position + 1, nbytes, number, arrived, book, lost)
+            self._cross(hop, arrival, sent_bytes, (clock, route, position + 1, nbytes, number, arrived, book, lost))
         elif lost is not None:
             clock.call_at(max(now, hop.lost_s), lost, hop.unreachable())
+
+    def _cross(self, hop: Hop, arrival: float, sent_bytes: int, onward: Onward) -> None:
+        """Let `_forward(*onward)` be called when the message has crossed this link."""
+        onward[0].call_at(arrival, self._forward, *onward)
 
     async def occupy(
         self, node: str, seconds: float, *, cancel_delay_s: float | None = None, book: Callable[[float], None] | None = None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import subprocess
 import sys
 from collections import deque
@@ -17,13 +16,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
-from aiflow_agents.errors import AIFlowError, Unreachable
-from aiflow_agents.net.fabric import Clock, Fabric
+from aiflow_agents.errors import AIFlowError
+from aiflow_agents.net.fabric import Clock, Fabric, Onward
 from aiflow_agents.net.network import Hop, Network
 from aiflow_agents.net.relay import HEADER, LOOPBACK
 
-Booked = Callable[[Hop, float, int], None]
-Lost = Callable[[Unreachable], object]
 PATIENCE_S = 20.0  # until the relays must stand
 
 
@@ -125,29 +122,9 @@ class LoopbackFabric(Fabric):
         super().__init__(network, seed=seed, clock=clock)
         self.links = links
 
-    def _forward(
-        self,
-        clock: Clock,
-        route: Sequence[Hop],
-        position: int,
-        nbytes: int,
-        number: int,
-        arrived: Callable[[], object],
-        book: Booked | None,
-        lost: Lost | None,
-    ) -> None:
-        if position == len(route):
-            arrived()
-            return
-        hop, now = route[position], clock.time()
-        arrival, energy_j, sent_bytes = self._take(hop, nbytes, now, number, position)
-        if book is not None:
-            book(hop, energy_j, sent_bytes)
-        if arrival == math.inf:
-            if lost is not None:
-                clock.call_at(max(now, hop.lost_s), lost, hop.unreachable())
-            return
-        late_s = self._luck(hop, nbytes, number, position)[1]
+    def _cross(self, hop: Hop, arrival: float, sent_bytes: int, onward: Onward) -> None:
+        clock, _, position, nbytes, number, *_ = onward
+        late_s = self._luck(hop, nbytes, number, position - 1)[1]
         if len(hop.open) > 1:  # a link that goes away and comes back: the relay knows nothing of that
-            late_s = max(late_s, arrival - now - sent_bytes * 8 / hop.rate_bps - hop.latency_s)
-        self.links.send(hop, sent_bytes, late_s, lambda: self._forward(clock, route, position + 1, nbytes, number, arrived, book, lost))
+            late_s = max(late_s, arrival - clock.time() - sent_bytes * 8 / hop.rate_bps - hop.latency_s)
+        self.links.send(hop, sent_bytes, late_s, lambda: self._forward(*onward))
