@@ -17,7 +17,7 @@ from aiflow_agents.bench.drafting import TIE
 from aiflow_agents.bench.family import questions_for
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.runner import Silence, Watcher
-from aiflow_agents.models.protocol import Request, Sampling, Turn
+from aiflow_agents.models.protocol import Request, Sampling, Turn, common
 from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.run import Job, run_jobs
@@ -120,7 +120,7 @@ def _tied(model: FamilyModel, exit: int | None, question: str, whole: str, text:
     import torch
 
     one, other = ([*model.chat.ids(answer), *sorted(model.engine.eos_ids)[:1]] for answer in (whole, text))
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    at = common(one, other)
     prompt = model.chat.prompt((Turn("user", question),))
     top = model.engine.decoder.logits(torch.tensor([[*prompt, *one[:at]]]), exit=exit)[0, -1].topk(2).values
     return float(top[0] - top[1]) <= TIE

@@ -16,7 +16,7 @@ from aiflow_agents.errors import UserError
 from aiflow_agents.evals.runner import Silence, Watcher
 from aiflow_agents.models.family.chat import Chat
 from aiflow_agents.models.family.model import end_ids
-from aiflow_agents.models.protocol import Turn
+from aiflow_agents.models.protocol import Turn, common
 from aiflow_agents.skills.questions import TRAINED
 from aiflow_agents.skills.splits import balanced
 from aiflow_agents.training.sources import skills_of
@@ -105,7 +105,7 @@ def _compare(decoder: Any, exit: int, asked: list[str], prompts: list[list[int]]
     ties, different = 0, []
     for text, prompt, one, other in zip(asked, prompts, whole, drafted, strict=True):
         if one != other:
-            at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+            at = common(one, other)
             top = decoder.logits(torch.tensor([[*prompt, *one[:at]]]), exit=exit)[0, -1].topk(2).values
             if float(top[0] - top[1]) <= TIE:
                 ties += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiflow_agents.models.family.chat import Chat
 from aiflow_agents.models.family.model import end_ids
-from aiflow_agents.models.protocol import Turn
+from aiflow_agents.models.protocol import Turn, common
 
 TIE = 1e-4  # two engines may differ where the two best logits are this close
 LONE_PROMPTS = 16  # one by one is slow, so batch 1 runs over this many prompts
@@ -98,7 +98,7 @@ def _compare(path: str | Path, dtype: str, prompts: list[list[int]], ours: list[
             identical += 1
             continue
         decoder = decoder or Decoder.load(path, getattr(torch, dtype))
-        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        at = common(a, b)
         top = decoder.logits(torch.tensor([prompt + a[:at]]))[0, -1].topk(2).values
         gap = float(top[0] - top[1])
         if gap <= TIE:

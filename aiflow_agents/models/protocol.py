@@ -312,6 +312,11 @@ def telling(told: Told, places: Sequence[int]) -> Told:
     return lambda i, *what: told(places[i], *what)
 
 
+def common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many tokens, or characters, both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 @runtime_checkable
 class Model(Protocol):
     """Anything that answers batches of requests.

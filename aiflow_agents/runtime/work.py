@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aiflow_agents.models.protocol import Pass, Reply, Request, Shape
+from aiflow_agents.models.protocol import Pass, Reply, Request, Shape, common
 
 Tokens = tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Work(NamedTuple):
         """To read what is new of prompt and answer, and to speak on, a token at a time. `kept`: answers whose keys and values this member has behind
         the prompt; None: not even the prompt's."""
         begin, want = request.begin or reply.begun, request.want
-        known = max((_common(begin, draft) for draft in kept or ()), default=0)
+        known = max((common(begin, draft) for draft in kept or ()), default=0)
         context = 0 if kept is None else reply.tokens_in + min(known, len(begin) - 1)  # the last one's output is not kept
         new = reply.tokens_in + len(begin) - context
         if want is not None and request.max_tokens <= len(begin):  # nothing is said: the layers below are all that runs
@@ -60,7 +60,7 @@ class Work(NamedTuple):
         """One pass over what is new of prompt, answer and draft."""
         (whole,) = reply.work or ()
         tokens = fed(request, reply)
-        known = max((_common(tokens, draft) for draft in kept or ()), default=0)
+        known = max((common(tokens, draft) for draft in kept or ()), default=0)
         context = 0 if kept is None else min(reply.tokens_in + known, whole.positions - 1)
         run = Pass(whole.share, whole.positions - context, context, whole.heads, whole.heads)
         return cls(run.positions, shape.pass_flops(run), shape.pass_bytes(run), 0.0, 0)
@@ -73,8 +73,3 @@ def fed(request: Request, reply: Reply) -> Tokens:
         positions = reply.work[0].positions - reply.tokens_in if reply.work else 0
         return (begin + (reply.checked if request.check is None else request.check))[:positions]
     return begin + (reply.token_ids if reply.finish == "unsure" else reply.token_ids[:-1])
-
-
-def _common(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiflow_agents.errors import MemberFailed
-from aiflow_agents.models.protocol import Sampling, Want
+from aiflow_agents.models.protocol import Sampling, Want, common
 from aiflow_agents.runtime.agent import Agent
 from aiflow_agents.runtime.scene import SCENE
 from aiflow_agents.topology.lengths import Pace
@@ -38,11 +38,6 @@ from aiflow_agents.wire.message import Message, standing_at
 Tokens = tuple[int, ...] | str  # of different tokenizers their text, with the END of an answer
 END = "\udfff"  # half a pair: no tokenizer spells it
 MUTE = 8  # tokens that say nothing: a character has four bytes, and a token one at least
-
-
-def common(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many tokens, or characters, both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)

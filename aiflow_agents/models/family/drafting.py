@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.session import Session
+from aiflow_agents.models.protocol import common
 
 FIRST, LEAST, MOST = 8, 2, 16  # tokens of a draft
 
@@ -63,7 +64,7 @@ def speculate(
                 break
         # what the deeper exit says behind the last known token and behind each drafted one: [drafted + 1]
         own = session.logits(exit=exit)[0, -len(tokens) - 1 :].argmax(-1).tolist()
-        kept = next((i for i, (said, token) in enumerate(zip(own, tokens, strict=False)) if said != token), len(tokens))
+        kept = common(own, tokens)
         ended = bool(kept) and tokens[kept - 1] in stop
         session.truncate(start + kept)
         made += tokens[:kept]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from aiflow_agents.models.family.session import Session
-from aiflow_agents.models.protocol import CallError, Reply, Request, Told
+from aiflow_agents.models.protocol import CallError, Reply, Request, Told, common
 
 if TYPE_CHECKING:
     from aiflow_agents.models.family.model import FamilyModel
@@ -107,15 +107,15 @@ class Recent:
         What lies behind `most` has to be fed, as something is to be said about it.
         """
         key = request.keep, request.exit
-        common, place = max(((_common(fed, wanted), i) for i, (whose, fed, _) in enumerate(self._kept) if whose == key), default=(0, -1))
-        common = min(common, most)
-        if common:
+        shared, place = max(((common(fed, wanted), i) for i, (whose, fed, _) in enumerate(self._kept) if whose == key), default=(0, -1))
+        shared = min(shared, most)
+        if shared:
             session = self._kept.pop(place)[2]
-            session.truncate(common)
+            session.truncate(shared)
         else:
             session = Session(model.engine.decoder)
-        session.append(torch.tensor([wanted[common:]]))
-        self.read, self.kept = self.read + len(wanted) - common, self.kept + common
+        session.append(torch.tensor([wanted[shared:]]))
+        self.read, self.kept = self.read + len(wanted) - shared, self.kept + shared
         self._kept.append((key, list(wanted), session))
         del self._kept[: -self.most]
         return session
@@ -125,7 +125,3 @@ def _goes_on(request: Request) -> bool:
     """Whether it is greedy and of tokens alone."""
     beside = request.want or request.parcel or request.features or request.picture or request.score or request.top or request.odds or request.stop
     return not beside and request.sampling.temperature <= 0
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from aiflow_agents.models.family.decoder import Cache, Decoder
 from aiflow_agents.models.family.engine import STEP, Stop, likeliest, uniforms
+from aiflow_agents.models.protocol import common
 from aiflow_agents.wire.payload import Logits
 
 ROWS = 64  # sequences that are read at once
@@ -121,7 +122,7 @@ def judged(claim: Claim, logits: Tensor, ends: frozenset[int], rule: Rule = stan
         kept, own, told = _drawn(claim, logits, tokens, rule)
     else:
         mine = logits.argmax(-1).tolist()
-        kept = next((i for i, (a, b) in enumerate(zip(mine, tokens, strict=False)) if a != b), min(len(mine), len(tokens)))
+        kept = common(mine, tokens)
         own = mine[kept] if kept < len(mine) else None
     said = [*tokens[:kept], *([own] if own is not None and kept < claim.room else [])]
     over = next((i for i, token in enumerate(said) if token in ends or (claim.stop is not None and claim.stop(said[: i + 1]))), None)
