@@ -14,8 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.evals.evaluate import plan, start_hosts
 from aiflow_agents.evals.report import write_report
@@ -51,7 +49,7 @@ def sweep(
     """Run one way of drafting (by default the run's quickest) and the streaming arm `against` in every cell, over the run's first test questions.
 
     Written to `sweep.json` in the run's folder and drawn in its report: `arm, against, team, network, n_questions, cells`, each with `rtt_ms, mbps,
-    heat, acceptance_rate, ms_per_token, stream_ms_per_token, speedup, seconds_ratio, busy_ratio, different`. `ms_per_token` is the mean of the time
+    heat, acceptance_rate, ms_per_token, stream_ms_per_token, speedup, busy_ratio, different`. `ms_per_token` is the mean of the time
     from the question to the whole answer over all tokens, `speedup` the streaming arm's by the drafting one's; `busy_ratio` the time per token that
     the cloud was busy, `different` the answers that are not those of the streaming arm.
     Raises UserError for what is no finished run, or has no such arms.
@@ -118,21 +116,23 @@ def _cells(
 
 
 def _cell(drafted: Sequence[Result], base: Sequence[Result]) -> dict[str, Any]:
-    own, other = ([result.decoding.as_json() for result in side if result.decoding] for side in (drafted, base))
-    each, busy = [], []
-    for side, decodings in ((drafted, own), (base, other)):
-        tokens = max(sum(one["tokens"] for one in decodings), 1)
-        each.append(1000 * float(np.sum([result.usage.latency_s for result in side])) / tokens)
-        busy.append(per_token(decodings, [asdict(result.usage) for result in side])["cloud_busy_ms_per_token"] or 0.0)
-    checked = sum(one["checked"] for one in own)
+    own, other = _per_token(drafted), _per_token(base)
     return {
-        "acceptance_rate": sum(one["kept"] for one in own) / checked if checked else None,
-        "ms_per_token": each[0],
-        "stream_ms_per_token": each[1],
-        "speedup": each[1] / each[0],
-        "busy_ratio": busy[0] / busy[1] if busy[1] else None,
+        "acceptance_rate": own["acceptance_rate"],
+        "ms_per_token": own["ms"],
+        "stream_ms_per_token": other["ms"],
+        "speedup": other["ms"] / own["ms"],
+        "busy_ratio": own["cloud_busy_ms_per_token"] / other["cloud_busy_ms_per_token"] if other["cloud_busy_ms_per_token"] else None,
         "different": sum(a.answer != b.answer for a, b in zip(drafted, base, strict=True)),
     }
+
+
+def _per_token(results: Sequence[Result]) -> dict[str, Any]:
+    """What decoding took, and as `ms` the whole time from question to answer, over all tokens."""
+    decodings = [result.decoding.as_json() for result in results if result.decoding]
+    tokens = max(sum(one["tokens"] for one in decodings), 1)
+    whole_ms = 1000 * sum(result.usage.latency_s for result in results)
+    return {"ms": whole_ms / tokens, **per_token(decodings, [asdict(result.usage) for result in results])}
 
 
 def distant(network: Network, rtt_s: float, bps: float) -> Network:
