@@ -1,18 +1,20 @@
 """Does what `aiflow plan` forecasts come true? Plans under the real clock, with messages that cross throttled sockets, beside their forecasts.
 
-    this machine --measured--> a network file's numbers for every node --> virtual clock  --> forecast latency
-    the same questions, the real engine, links of the named networks on loopback          --> real latency
+    this machine --measured--> a network file's numbers for every node and link --> virtual clock --> forecast latency
+    other questions, the real engine, links of the named networks on loopback                     --> real latency
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from aiflow_agents.bench.speed import Calls, InTurns, Speed, Speeds
+from aiflow_agents.bench.speed import Calls, InTurns, Seen, Speed, Speeds
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.plans import Ground, Plan, plans
 from aiflow_agents.evals.runner import Silence, Watcher
@@ -60,11 +62,11 @@ def bench_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the chosen plans of each ground (one family on several networks) under both clocks.
 
-    Half of the questions are asked, one at a time, all plans by turns; between them the other half measure the machine, without a network, so
-    that whatever else it does slows both. Means count, as only they add up. `hosts()` opens those that
-    compute. Returns `networks: [{network, speed, hop_late_s, spearman, kendall, error, worst, within, first_agrees, error_links, plans: [{plan,
-    forecast_s, real_s, error, links_s}]}]`: `error` is the mean over plans of |forecast - real| / real; `links_s` is the forecast for links that are
-    as late as these sockets were, which shows what of an error is theirs. Raises UserError for too few questions.
+    Half of the questions are asked, one at a time. The other half measure the machine: what every kind of call takes, without a network, and how much
+    later messages come than the network file says. All that is in an order drawn anew for each question, so that whatever else the machine does
+    slows all of it. Means count, as only they add up. `hosts()` opens those that compute. Returns `networks: [{network, speed, hop_late_s, spearman,
+    kendall, error, worst, within, first_agrees, error_filed, plans: [{plan, forecast_s, real_s, error, filed_s}]}]`: `error` is the mean over plans
+    of |forecast - real| / real; `filed_s` is the forecast for links that are never late. Raises UserError for too few questions.
     """
     watch, half = watch or Silence(), len(questions) // 2
     if half < 2:
@@ -98,41 +100,40 @@ class _Run:
         self.watch.stage(f"{name}: under the real clock", self.rounds * len(self.asked) * len(self.plans))
         real, speeds, late_s = asyncio.run(self._real(hosts))
         self.watch.stage(f"{name}: in virtual time", 2 * len(self.plans))
-        forecasts, late = self._forecasts(speeds, hosts, 0.0), self._forecasts(speeds, hosts, late_s)
+        forecasts, filed = self._forecasts(speeds, hosts, late_s), self._forecasts(speeds, hosts, 0.0)
         rows = []
-        for plan, said, then, took in zip(self.plans, forecasts, late, real, strict=True):
-            rows.append({"plan": plan.name, "forecast_s": said, "real_s": took, "error": said / took - 1, "links_s": then})
-        return {"network": name, "speed": {exit: _speed(speeds.of(exit)) for exit in self.ground.exits}, "hop_late_s": late_s} | judged(rows)
+        for plan, said, then, took in zip(self.plans, forecasts, filed, real, strict=True):
+            rows.append({"plan": plan.name, "forecast_s": said, "real_s": took, "error": said / took - 1, "filed_s": then})
+        speed = [{"topology": topology, "exit": exit, **_speed(one)} for topology, exit, one in speeds.all()]
+        return {"network": name, "speed": speed, "hop_late_s": late_s} | judged(rows)
 
     async def _real(self, hosts: LiveHosts) -> tuple[list[float], Speeds, float]:
         """Seconds of each plan, on average, how fast the machine was meanwhile, and how late messages came on a hop."""
-        took: list[list[float]] = [[] for _ in self.plans]
         teams = [(plan.team(self.ground.network, self.max_tokens), plan.pattern()) for plan in self.plans]
-        calls, beside = Calls(), list[float]()
         async with (
             Loopback(self.ground.network) as links,
-            Live(teams[0][0], hosts, pace=links, seed=self.seed) as live,
-            Live(teams[0][0], hosts, seed=self.seed, hooks=[calls]) as still,
+            Live(teams[0][0], hosts, pace=links, seed=self.seed, hooks=[Calls()]) as live,  # told as much as the other, so that both are as slow
+            Live(teams[0][0], hosts, seed=self.seed, hooks=[calls := Calls()]) as still,
         ):
+            asks = _Asks(live, still, links, len(self.plans))
             await live.warm(*(team for team, _ in teams))
             for turn in range(-1, self.rounds):  # the first is the warm-up, with one question
-                for i, question in enumerate(self.asked if turn >= 0 else self.asked[:1]):
-                    for at, (team, topology) in enumerate(teams):
-                        result = await live.ask(topology, question, team=team)
-                        if result.error is not None:
-                            raise UserError(f"plan '{self.plans[at].name}', question {question!r}: {result.error}")
-                        if turn >= 0:
-                            took[at].append(result.usage.latency_s)
-                            self.watch.advance(1)
-                    for team, way in self._ways():
-                        beside.append((await still.ask(way, self.known[i], team=team)).usage.latency_s)
+                for at, (question, known) in enumerate(zip(self.asked, self.known, strict=True) if turn >= 0 else [(self.asked[0], self.known[0])]):
+                    asks_now: list[Callable[[], Awaitable[None]]] = [partial(asks.over_links, i, *team, question) for i, team in enumerate(teams)]
+                    asks_now += [partial(asks.late, *team, known) for team in self._across(teams)]
+                    asks_now += [partial(asks.alone, *way, known) for way in self._ways()]
+                    random.Random(f"{self.seed}/{turn}/{at}").shuffle(asks_now)
+                    for ask in asks_now:
+                        await ask()
+                    self.watch.advance(len(self.plans) if turn >= 0 else 0)
                 await asyncio.sleep(0.1)  # hooks are told in threads of their own
                 if turn < 0:
-                    calls.seen.clear()
-                    beside.clear()
-                    links.late_s.clear()
-        own_s = max(sum(beside) - sum(one.seconds for one in calls.seen), 0.0) / len(calls.seen)  # what asking takes, beside the call itself
-        return list(map(statistics.fmean, took)), Speeds(calls.seen, own_s), statistics.fmean(links.late_s)
+                    asks, _ = _Asks(live, still, links, len(self.plans)), calls.seen.clear()
+        return list(map(statistics.fmean, asks.took)), Speeds(calls.seen, asks.own_s(calls.seen)), statistics.fmean(asks.late_s)
+
+    def _across(self, teams: Sequence[tuple[Team, Runs]]) -> list[tuple[Team, Runs]]:
+        """One plan of each kind whose messages cross links."""
+        return list({plan.topology: team for plan, team in zip(self.plans, teams, strict=True)}.values())
 
     def _ways(self) -> list[tuple[Team, Runs]]:
         """Every kind of call of these plans, each when nothing else goes on."""
@@ -142,7 +143,7 @@ class _Run:
             if plan.topology == "draft-verify":
                 tokens = plan.parameters.get("ahead", 4)
                 found["draft", exits[0], exits[-1], tokens] = team, InTurns(tokens)
-            elif plan.topology != "stream":
+            else:
                 found[plan.topology, exits, plan.parameters.get("layer")] = team, plan.pattern()
         return list(found.values())
 
@@ -159,6 +160,48 @@ class _Run:
         return found
 
 
+@dataclass(frozen=True)
+class _Asks:
+    """What was asked, and how long it took: `took` by plan over the links, `beside` by topology without a network, `late_s` of messages, in seconds."""
+
+    live: Live
+    still: Live
+    links: Loopback
+    plans: int
+    took: list[list[float]] = field(default_factory=list)
+    beside: dict[str, list[float]] = field(default_factory=dict)
+    late_s: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.took.extend([] for _ in range(self.plans))
+
+    async def over_links(self, plan: int, team: Team, topology: Runs, question: str) -> None:
+        self.took[plan].append(await _seconds(self.live, team, topology, question))
+
+    async def late(self, team: Team, topology: Runs, question: str) -> None:
+        self.links.late_s.clear()
+        await _seconds(self.live, team, topology, question)
+        self.late_s.extend(self.links.late_s)
+
+    async def alone(self, team: Team, topology: Any, question: str) -> None:
+        self.beside.setdefault(topology.name(), []).append(await _seconds(self.still, team, topology, question))
+
+    def own_s(self, seen: Sequence[Seen]) -> dict[str, float]:
+        """What the runtime took for a call beside the call itself, by topology."""
+        found = {}
+        for topology, took in self.beside.items():
+            calls = [one.seconds for one in seen if one.topology == topology]
+            found[topology] = max(sum(took) - sum(calls), 0.0) / len(calls)
+        return found
+
+
+async def _seconds(live: Live, team: Team, topology: Runs, question: str) -> float:
+    result = await live.ask(topology, question, team=team)
+    if result.error is not None:
+        raise UserError(f"{type(topology).__name__}, question {question!r}: {result.error}")
+    return result.usage.latency_s
+
+
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How well the order and the numbers agree."""
     from scipy.stats import kendalltau, spearmanr
@@ -169,7 +212,7 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "spearman": float(spearmanr(said, took).statistic),
         "kendall": float(kendalltau(said, took).statistic),
         "error": statistics.fmean(errors),
-        "error_links": statistics.fmean(abs(row["links_s"] / row["real_s"] - 1) for row in rows),
+        "error_filed": statistics.fmean(abs(row["filed_s"] / row["real_s"] - 1) for row in rows),
         "worst": max(errors),
         "within": sum(error <= WITHIN for error in errors),
         "first_agrees": min(rows, key=lambda row: row["forecast_s"])["plan"] == min(rows, key=lambda row: row["real_s"])["plan"],

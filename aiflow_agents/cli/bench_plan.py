@@ -24,7 +24,8 @@ def plan(
 ) -> int:
     """Do forecasts of `aiflow plan` come true? Messages cross throttled sockets, models answer, and the wall clock says how long that took.
 
-    This machine's speed is measured first, and stands in for that of every node. Wants a quiet machine.
+    How fast this machine computes and passes messages on is measured meanwhile, on other questions, and stands for all nodes and links. Wants a quiet
+    machine.
     """
     from aiflow_agents import catalog
     from aiflow_agents.bench.machine import machine
@@ -74,10 +75,10 @@ def _show(one: dict[str, Any], within: float) -> None:
         f"order: Spearman {one['spearman']:.3f}, Kendall {one['kendall']:.3f}, the same first: {'yes' if one['first_agrees'] else 'no'}; "
         f"off by {one['error']:.1%} on average, {one['worst']:.1%} at most, {one['within']} of {len(one['plans'])} within {within:.0%}"
     )
-    for exit, how in one["speed"].items():
+    for how in one["speed"]:
         typer.echo(
-            f"exit {exit}: {1000 * how['call_s']:.2f} ms a call, {1000 * how['overhead_s']:.2f} ms a pass, and {how['bandwidth_Bps']:.3g} bytes of weights "
-            f"or {how['flops_rate']:.3g} FLOPs a second"
+            f"{how['topology']}, exit {how['exit']}: {1000 * how['call_s']:.2f} ms a call, {1000 * how['overhead_s']:.2f} ms a pass, and "
+            f"{how['bandwidth_Bps']:.3g} bytes of weights or {how['flops_rate']:.3g} FLOPs a second"
         )
-    late = f"messages came {1000 * one['hop_late_s']:.2f} ms a hop later than the links say"
-    typer.echo(f"{late}; had they said so, forecasts would be off by {one['error_links']:.1%} on average\n")
+    late = f"messages came {1000 * one['hop_late_s']:.2f} ms a hop later than the network file says"
+    typer.echo(f"{late}; without that, forecasts would be off by {one['error_filed']:.1%} on average\n")

@@ -49,13 +49,31 @@ def test_reads_only_what_is_new(model):
     assert recent.read == 2 * prompt + 1  # another exit sits elsewhere
 
 
-def test_keeps_so_many_sequences(model):
-    recent = Recent(model, sessions=2)
+def test_who_reads_along_hears_what_the_model_tells(model):
+    recent = Recent(model)
     for text in ASKED:
-        recent.generate([Request((Turn("user", text),), 4, exit=3)])
-    before = recent.kept
-    recent.generate([Request((Turn("user", ASKED[0]),), 4, exit=3)])
-    assert recent.kept - before <= 2  # of another question no more than how every prompt begins
+        heard, other, request = [], [], Request((Turn("user", text),), 6, exit=3)
+        recent.exchange([request], {}, lambda *said: heard.append(said))
+        model.exchange([request], {}, lambda *said: other.append(said))
+        assert heard == other != []
+    assert recent.read > 0
+
+
+def test_a_new_question_is_read_whoever_asked_it_before(model):
+    recent = Recent(model)
+    for _ in range(2):
+        recent.generate([Request((Turn("user", ASKED[0]),), 4, exit=3)])
+    assert recent.kept == 0
+
+
+def test_keeps_so_many_sequences(model):
+    recent, said = Recent(model, sessions=2), {}
+    for text in ASKED:
+        said[text] = recent.generate([Request((Turn("user", text),), 4, exit=3)])[0].token_ids
+    for text, there in ((ASKED[2], True), (ASKED[0], False)):
+        before = recent.kept
+        recent.generate([Request((Turn("user", text),), 8, begin=said[text], exit=3)])
+        assert (recent.kept - before > 3) is there  # of another question no more than how every prompt begins
 
 
 @pytest.mark.parametrize("how", [{"sampling": Sampling(1.0)}, {"stop": ("7",)}, {"want": Want(1)}, {"top": Top(2)}])

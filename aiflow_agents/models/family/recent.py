@@ -4,7 +4,8 @@ r"""What was read before is not read again: a few sessions of a family, for call
     draft 2   prompt d1 d2 d3            d4 d5           d3 is fed, and nothing else
     check     prompt d1 | d2 x y                         cut back to where they part, then x y are fed
 
-Only for lone requests under a real clock. What a session says may differ in the last bit from what a batch says, so where answers must not depend on
+A request that goes on from nothing is a new question, and is read from its beginning whoever asked it before, so what a question takes does not
+depend on the last one. Only for lone requests under a real clock. What a session says may differ in the last bit from what a batch says, so where answers must not depend on
 what else is asked, as in an evaluation, the engine reads everything anew.
 """
 
@@ -50,15 +51,15 @@ class Recent:
     def exchange(
         self, requests: Sequence[Request], parcels: Mapping[str, bytes], told: Told | None = None
     ) -> tuple[list[Reply | CallError], dict[str, bytes]]:
-        """As `FamilyModel.exchange`. Where somebody reads along, the model speaks."""
-        if len(requests) == 1 and told is None and _goes_on(requests[0]):
-            reply = self._lone(requests[0])
+        """As `FamilyModel.exchange`."""
+        if len(requests) == 1 and _goes_on(requests[0]):
+            reply = self._lone(requests[0], told)
             if reply is not None:
                 return [reply], {}
         return self.model.exchange(requests, parcels, told)
 
     @torch.inference_mode()
-    def _lone(self, request: Request) -> Reply | CallError | None:
+    def _lone(self, request: Request, told: Told | None) -> Reply | CallError | None:
         """One draft or check; None where there is nothing to say, which the model says better."""
         model = self.model.sized(request.keep)
         prompt = model._prompt(request)
@@ -70,7 +71,7 @@ class Recent:
         known = [*prompt, *begin]
         if request.check is not None:
             return self._check(model, request, prompt, known, room)
-        return self._speak(model, request, prompt, known, room)
+        return self._speak(model, request, prompt, known, room, told)
 
     def _check(self, model: FamilyModel, request: Request, prompt: list[int], known: list[int], room: int) -> Reply:
         from aiflow_agents.models.family.verify import Claim, judged
@@ -82,7 +83,7 @@ class Recent:
         verdict, blocks = judged(claim, logits, model.engine.eos_ids), len(model.engine.decoder.config.path(request.exit))
         return model._verdict(request, claim, len(prompt), verdict, blocks)
 
-    def _speak(self, model: FamilyModel, request: Request, prompt: list[int], known: list[int], room: int) -> Reply:
+    def _speak(self, model: FamilyModel, request: Request, prompt: list[int], known: list[int], room: int, told: Told | None) -> Reply:
         from aiflow_agents.models.family.engine import Generated
 
         session = self._reached(model, request, known, len(known) - 1)
@@ -95,6 +96,8 @@ class Recent:
             if token in model.engine.eos_ids:
                 finish = "stop"
                 break
+            if told is not None:
+                told(0, len(tokens) - 1, (token,), "")
             if len(tokens) == room:
                 break
             session.append(torch.tensor([[token]]))
@@ -107,7 +110,8 @@ class Recent:
         What lies behind `most` has to be fed, as something is to be said about it.
         """
         key = request.keep, request.exit
-        shared, place = max(((common(fed, wanted), i) for i, (whose, fed, _) in enumerate(self._kept) if whose == key), default=(0, -1))
+        like = [(common(fed, wanted), i) for i, (whose, fed, _) in enumerate(self._kept) if whose == key and request.begin]
+        shared, place = max(like, default=(0, -1))
         shared = min(shared, most)
         if shared:
             session = self._kept.pop(place)[2]
