@@ -67,12 +67,13 @@ class Speeds:
             yield topology, exit, self.of(topology, exit)
 
     def network(self, network: Network, plan: Plan) -> Network:
-        """The same links between nodes that all are this machine, which computes one call at a time, each as fast as at what this plan puts there."""
+        """The same links between nodes that all are this machine, which computes one call at a time, to its end, each as fast as at what this plan puts
+        there."""
         nodes = dict(network.nodes)
         for name in {member["node"] for member in plan.members.values()}:
             speed = self.of(plan.topology, *sorted({member["exit"] for member in plan.members.values() if member["node"] == name}))
             how: dict[str, Any] = {"flops_rate": speed.flops_rate, "bandwidth_Bps": speed.bandwidth_Bps, "overhead_s": speed.overhead_s}
-            nodes[name] = replace(nodes[name], slots=1, machine="here", call_s=speed.call_s, **how)
+            nodes[name] = replace(nodes[name], slots=1, machine="here", cancels=False, call_s=speed.call_s, **how)
         return replace(network, nodes=nodes)
 
 

@@ -176,14 +176,15 @@ class Fabric:
 
         `begun()` is called when the slot is there; `book(used_s)` exactly once, with the seconds to be billed. A job cancelled in line leaves it and
         used 0. A running one holds its slot until the cancel reaches the node: `cancel_delay_s` later, by default the way's latency from home, but
-        no longer than it would have run. The cancelled caller does not wait for that.
+        no longer than it would have run; to the end where the node cannot cancel. The cancelled caller does not wait for that.
         """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"a job of {seconds} seconds")
-        machine = self.network.node(node).machine or node
+        place = self.network.node(node)
+        machine = place.machine or node
         station = self._stations.get(machine)
         if station is None:
-            station = self._stations[machine] = _Station(self.network.node(node).slots)
+            station = self._stations[machine] = _Station(place.slots)
         loop = asyncio.get_running_loop()
         asked = began = loop.time()
         dead, dies_s = self.network.dead.get(node, ()), math.inf
@@ -215,7 +216,9 @@ class Fabric:
             if seconds:
                 await sleep_until(min(began + seconds, dies_s))
         except asyncio.CancelledError:
-            if cancel_delay_s is None:
+            if not place.cancels:
+                cancel_delay_s = seconds
+            elif cancel_delay_s is None:
                 cancel_delay_s = self.network.latency_s(self.network.home, node)
             used_s = min(seconds, loop.time() - began + cancel_delay_s, dies_s - began)
             loop.call_at(began + used_s, station.release)

@@ -39,6 +39,7 @@ class Node:
     power_w: float = 0.0  # drawn with all slots busy, beyond what it draws idle; a slot is billed its share
     call_s: float = 0.0  # per call, whatever it asks for: what serves the model (its queue, its tokenizer)
     machine: str = ""  # nodes that name the same one share its slots; by default each is one of its own
+    cancels: bool = True  # whether a call ends when it is given up; else it holds its slot until it is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,7 @@ class NodeFile(_Strict):
     slots: Count | None = None
     call_s: NotNegative | None = None
     machine: str = ""
+    cancels: bool = True
     power_w: NotNegative | None = None
 
 

@@ -20,9 +20,9 @@ from aiflow_agents.net.network import Link, Network, Node, Radio
 from aiflow_agents.net.together import gather
 
 
-def network(*links: Link, slots: int = 1, **more) -> Network:
+def network(*links: Link, slots: int = 1, cancels: bool = True, **more) -> Network:
     names = dict.fromkeys(["a", *(end for link in links for end in (link.a, link.b))])
-    return Network("test", {n: Node(n, "edge", 1, 1, slots=slots) for n in names}, links, "a", **more)
+    return Network("test", {n: Node(n, "edge", 1, 1, slots=slots, cancels=cancels) for n in names}, links, "a", **more)
 
 
 AB = Link("a", "b", up_bps=8000, down_bps=16000, latency_s=0.1)  # up 1,000 bytes a second, down 2,000
@@ -402,8 +402,9 @@ def test_links_in_a_row_are_a_tandem_queue():
     assert ends == pytest.approx(simpy_ends(jobs, [(1, 1 / 1000, 0.1), (1, 1 / 500, 0.2)]))
 
 
-def test_jobs_that_lose_patience_leave_the_queue_as_in_simpy():
-    """Each job gives up after its patience; if it was running, its slot is held until the cancel has reached the node."""
+@pytest.mark.parametrize("cancels", [True, False])
+def test_jobs_that_lose_patience_leave_the_queue_as_in_simpy(cancels):
+    """Each job gives up after its patience; if it was running, its slot is held until the cancel has reached the node, or to the end if it cannot cancel."""
     rng = random.Random(4)
     jobs = [(start, size, rng.expovariate(0.4)) for start, size in jobs_of(4, 2000, rate=2.0, service=lambda rng: rng.expovariate(1))]
     delay, used = 0.1, [-1.0] * len(jobs)
@@ -417,14 +418,14 @@ def test_jobs_that_lose_patience_leave_the_queue_as_in_simpy():
             used[i] = 0.0
             if turn.triggered:
                 left = start + patience - env.now
-                used[i] = size if size < left else min(size, left + delay)
+                used[i] = size if size < left or not cancels else min(size, left + delay)
                 yield env.timeout(used[i])
 
     for i, job in enumerate(jobs):
         env.process(process(i, *job))
     env.run()
 
-    fabric = Fabric(network(AB, slots=2))
+    fabric = Fabric(network(AB, slots=2, cancels=cancels))
     bill: dict[int, float] = {}
 
     async def task():
