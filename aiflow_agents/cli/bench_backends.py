@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from aiflow_agents.cli.options import AnswerTokens, AskedSuite, Display, Json, QuestionSeed, Rounds
+from aiflow_agents.cli.output import print_json
 
 
 def backends(
@@ -15,13 +17,13 @@ def backends(
         typer.Option(help="transformers, vllm or http (a server of vLLM on loopback), beside family; repeatable. Default: all that run here.", show_default=False),
     ] = None,
     exit: Annotated[int | None, typer.Option(min=0, help="Of a family.", show_default=False)] = None,
-    suite: Annotated[str, typer.Option(help="Whose test questions are asked.")] = "specialists",
+    suite: AskedSuite = "specialists",
     questions: Annotated[int, typer.Option(min=1, help="How many.")] = 500,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; most end by themselves before.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 3,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    max_tokens: AnswerTokens = 32,
+    repeats: Rounds = 3,
+    seed: QuestionSeed = 0,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """Does a model say the same behind every backend, and how fast is each beside our own engine?
 
@@ -52,7 +54,7 @@ def backends(
     with watcher(display) as watch:
         found = bench_backends(folder, asked, chosen, exit=exit, max_tokens=max_tokens, repeats=repeats, watch=watch)
     if json:
-        typer.echo(dumps({"suite": prompts.name, "seed": seed, "machine": about, **found}, indent=2))
+        print_json({"suite": prompts.name, "seed": seed, "machine": about, **found})
     else:
         _show(found, about)
         if not backend and not installed():

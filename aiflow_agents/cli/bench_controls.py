@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from aiflow_agents.cli.options import Display, Json
+from aiflow_agents.cli.output import print_json
 
 
 def controls(
@@ -16,8 +18,8 @@ def controls(
     dev: Annotated[int, typer.Option(min=2, help="Dev tasks of each room and seed.")] = 60,
     tasks: Annotated[int, typer.Option(min=1, help="Test tasks of each room and seed.")] = 200,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where results are kept; what is there already is gone on with.")] = Path("logs/controls"),
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """How often does the judge say `beats` where it must not? Each room of the controls, drawn anew for many seeds.
 
@@ -35,7 +37,7 @@ def controls(
     except OtherRun as other:
         raise UserError(f"{out} holds results of other settings: {other.said}; choose another folder with --out") from None
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
     else:
         _show(found)
     return 0 if found["passed"] else 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from aiflow_agents.cli.options import Display, Json
+from aiflow_agents.cli.output import print_json
 
 
 def decoding(
@@ -18,8 +20,8 @@ def decoding(
     runs: Annotated[int, typer.Option(min=1, help="Whole sampled runs of each of eight questions, with two tiers and with three.")] = 400,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of one greedy answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Draws the questions, and the luck.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """Test questions through draft-verify (three tiers and two) and split: is the text that of the last tier alone? Then what is drawn at a
     temperature: chi-square against the last tier's exact distribution, and against what wrong rules of acceptance say.
@@ -38,7 +40,7 @@ def decoding(
         sampled = bench_sampled(path, networks[0], tokens=tokens, runs=runs, temperature=temperature, seed=seed, watch=watch) if tokens else None
         greedy = bench_greedy(path, networks, prompts=prompts, faults=plans, max_tokens=max_tokens, seed=seed, watch=watch)
     if json:
-        typer.echo(dumps({"model": path.name, "seed": seed, "greedy": greedy, "sampled": sampled}, indent=2))
+        print_json({"model": path.name, "seed": seed, "greedy": greedy, "sampled": sampled})
     else:
         _print(path.name, greedy, sampled)
     return 1 if any(row["different"] for row in greedy) or (sampled is not None and _wrong(sampled)) else 0

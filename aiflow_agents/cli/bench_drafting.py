@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from aiflow_agents.cli.options import Display, Json, QuestionSeed
+from aiflow_agents.cli.output import print_json
 
 
 def drafting(
@@ -15,9 +17,9 @@ def drafting(
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of a draft. Default: as is accepted.", show_default=False)] = None,
     questions: Annotated[int, typer.Option(min=1, help="Test questions of all skills.")] = 140,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds.")] = 5,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    seed: QuestionSeed = 0,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """Tokens per second of a family, one sequence at a time: its deepest exit alone, and with its shallowest one drafting ahead.
 
@@ -32,7 +34,7 @@ def drafting(
     with watcher(display) as watch:
         found = bench_drafting(path, draft=draft, exit=exit, length=length, questions=questions, repeats=repeats, seed=seed, watch=watch)
     if json:
-        typer.echo(dumps({"machine": machine(), **found}, indent=2))
+        print_json({"machine": machine(), **found})
     else:
         typer.echo(f"{found['model']}: exit {found['draft']} drafts, exit {found['exit']} checks; {found['questions']} questions, {found['tokens']} tokens")
         typer.echo(f"whole    {found['whole_tokens_per_s']:7.0f} tok/s")

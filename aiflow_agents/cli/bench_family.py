@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
+from .options import Display, Json, QuestionSeed
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..bench.family import Rival
@@ -21,9 +22,9 @@ def family(
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER@EXIT", help="A plain model to hold an exit against, and the name it is shown by; repeatable.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    seed: QuestionSeed = 0,
+    display: Display = "rich",
+    json: Json = False,
 ) -> None:
     """Is each exit of a family better than the one before?
 
@@ -42,7 +43,7 @@ def family(
         watch.stage(f"{folder.name}: {len(asked):,} questions to each", len(DecoderConfig.read(folder).exits) + len(rivals))
         result = {**bench_family(folder, asked, rivals, seed=seed, watch=watch), "seed": seed, "split": "test"}
     if json:
-        typer.echo(json_module.dumps(result, indent=2))
+        print_json(result)
     else:
         _show(result)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from json import dumps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from aiflow_agents.cli.options import Display, Json
+from aiflow_agents.cli.output import print_json
 
 
 def judge(
     runs: Annotated[int, typer.Option(min=100, help="Simulated runs of each world.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Draws the runs.")] = 0,
     worlds: Annotated[bool, typer.Option("--worlds", help="Also a line for every world.")] = False,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """Is the judge ever fooled? Simulated worlds in which it is known who is better, many runs in each.
 
@@ -26,7 +28,7 @@ def judge(
     with watcher(display) as watch:
         found = bench_judge(runs, seed, watch=watch)
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
     else:
         _show(found, worlds)
     return 0 if found["passed"] else 1

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from json import dumps
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from aiflow_agents.cli.options import AnswerSeed, Display, Json, KillSeed, OnlyTopology, Suite, TestTasks
+from aiflow_agents.cli.output import print_json
+
 
 def kills(
-    suite: Annotated[str, typer.Argument(help="A suite by name or path.")] = "specialists",
-    limit: Annotated[int, typer.Option(min=1, help="How many test tasks.")] = 2000,
-    topology: Annotated[list[str] | None, typer.Option(help="Only this topology; repeatable.", show_default=False)] = None,
+    suite: Suite = "specialists",
+    limit: TestTasks = 2000,
+    topology: OnlyTopology = None,
     kills: Annotated[int, typer.Option(min=1, help="How many, hosts and raylets in turn, by SIGKILL.")] = 20,
-    kill_seed: Annotated[int, typer.Option(help="Draws the moments.")] = 0,
-    seed: Annotated[int, typer.Option(help="Draws the questions, and every sampled answer.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    kill_seed: KillSeed = 0,
+    seed: AnswerSeed = 0,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """An evaluation on a cluster of three raylets on this machine, whose hosts and raylets are killed, beside one in one process.
 
@@ -30,7 +32,7 @@ def kills(
     with watcher(display) as watch:
         found = bench_kills(suite, topologies=topology or (), limit=limit, kills=kills, seed=seed, kill_seed=kill_seed, watch=watch)
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
     else:
         for number, kill in enumerate(found["kills"], 1):
             typer.echo(f"{number:3}  {kill['what']:6}  {kill['tier']:6}  batch {kill['batch']:,} of {found['batches']:,}")

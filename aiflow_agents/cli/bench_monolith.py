@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from aiflow_agents.cli import Interrupted
+from aiflow_agents.cli.options import Display, Json, Limit
+from aiflow_agents.cli.output import print_json
 
 
 def monolith(
@@ -17,13 +18,13 @@ def monolith(
     scale: Annotated[float, typer.Option(min=0.0001, max=1, help="The share of the recipes' tokens, for both sides.")] = 0.05,
     train_seed: Annotated[int, typer.Option(min=0, help="Other weights and training questions for every model.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the test questions, and every sampled answer.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="How many test tasks. Default: as the suite says.", show_default=False)] = None,
+    limit: Limit = None,
     work: Annotated[
         Path | None, typer.Option(help="Where all is kept. Default: logs/monolith/SUITE-SCALE-TRAINSEED.", show_default=False)
     ] = None,
     runtime: Annotated[Literal["inline", "ray"], typer.Option(help="Of the evaluation. inline: this process; ray: one host a core.")] = "inline",
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> None:
     """A suite's team against one model with as many parameters, trained on as many tokens as the whole team together.
 
@@ -54,7 +55,7 @@ def monolith(
         raise Interrupted(shlex.join(["aiflow", "bench", "monolith", suite, *words])) from None
     if json:
         about = {"scale": scale, "train_seed": train_seed, "models": trained, "recipe": whole.model_dump(mode="json")}
-        typer.echo(dumps(about | {"folder": str(report.folder), "summary": report.summary}, indent=2))
+        print_json(about | {"folder": str(report.folder), "summary": report.summary})
         return
     typer.echo(str(report))
     _show(trained, len(plan.members))

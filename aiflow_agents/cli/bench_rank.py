@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,9 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
-from .decompose import KEEPS, Json, Keeps, Measured, Rate, keeps_of, tuning_shown
+from .decompose import KEEPS, Keeps, Measured, Rate, keeps_of, tuning_shown
+from .options import Json
+from .output import print_json
 
 
 def rank(
@@ -59,7 +60,7 @@ def rank(
         except KeyboardInterrupt:
             raise Interrupted(shlex.join(["aiflow", "bench", "rank", model, *words, *(["--json"] if json else [])])) from None
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
     else:
         _show(found, methods)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from aiflow_agents.cli.options import Display, Json
+from aiflow_agents.cli.output import print_json
 
 
 def report(
@@ -16,8 +18,8 @@ def report(
     repeats: Annotated[int, typer.Option(min=1, help="How often the page is opened, each time in a new browser; the median counts.")] = 3,
     seed: Annotated[int, typer.Option(help="Draws the answers.")] = 0,
     keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Make the run here, and keep it.", show_default=False)] = None,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """A made-up run of many tasks, its report drawn and opened in a real Chromium: seconds until it can be read, and the size of the file."""
     from aiflow_agents.bench.machine import machine
@@ -33,7 +35,7 @@ def report(
             keep or Path(scratch) / "run", n_tasks=tasks, n_arms=arms, repeats=repeats, seed=seed, note=lambda line: watch.stage(line, 0)
         )
     if json:
-        typer.echo(dumps({"machine": about, **found}, indent=2))
+        print_json({"machine": about, **found})
         return 0
     typer.echo(f"{tasks:,} tasks and {arms} arms: {found['bytes'] / 1e6:.1f} MB, drawn from the run's folder in {found['write_s']:.1f} s")
     typer.echo(f"opens in {found['drawn_s']:.2f} s, of which it computes {found['cpu_s']:.2f} s (an empty page: {found['blank_s']:.2f} s); a search takes "

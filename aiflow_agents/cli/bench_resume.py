@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from json import dumps
 from typing import Annotated, Literal
 
 import typer
 
+from aiflow_agents.cli.options import AnswerSeed, Display, Json, KillSeed, OnlyTopology, Suite, TestTasks
+from aiflow_agents.cli.output import print_json
+
 
 def resume(
-    suite: Annotated[str, typer.Argument(help="A suite by name or path.")] = "specialists",
-    limit: Annotated[int, typer.Option(min=1, help="How many test tasks.")] = 100,
-    topology: Annotated[list[str] | None, typer.Option(help="Only this topology; repeatable.", show_default=False)] = None,
+    suite: Suite = "specialists",
+    limit: TestTasks = 100,
+    topology: OnlyTopology = None,
     kills: Annotated[int, typer.Option(min=1, help="How often it is killed, by SIGKILL.")] = 10,
-    kill_seed: Annotated[int, typer.Option(help="Draws the moments.")] = 0,
+    kill_seed: KillSeed = 0,
     runtime: Annotated[Literal["inline", "ray"], typer.Option(help="inline: one process; ray: one host a core.")] = "inline",
-    seed: Annotated[int, typer.Option(help="Draws the questions, and every sampled answer.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    seed: AnswerSeed = 0,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """An evaluation killed at random moments and resumed each time, beside one that nobody disturbed: samples, traces and summary, line by line.
 
@@ -31,7 +33,7 @@ def resume(
     with watcher(display) as watch:
         found = bench_resume(suite, topologies=topology or (), limit=limit, kills=kills, runtime=runtime, seed=seed, kill_seed=kill_seed, watch=watch)
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
     else:
         for number, kill in enumerate(found["kills"], 1):
             typer.echo(f"{number:3}  {kill['stage']}: {kill['at']}{'; last line torn' if kill['torn'] else ''}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from aiflow_agents.cli.options import Display, Json, Runtime
+from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import UserError
 
 
@@ -26,13 +27,13 @@ def views(
     limit: Annotated[int | None, typer.Option(min=1, help="How many test questions. Default: as the suite says.", show_default=False)] = None,
     scenes: Annotated[int, typer.Option(min=4, help="Training scenes that codecs are fitted on.")] = 1000,
     margin: Annotated[float, typer.Option(min=0.001, max=0.5, help="How far apart two accuracies may be and still count as the same (0.02 = 2 points).")] = 0.02,
-    runtime: Annotated[Literal["ray", "inline"], typer.Option(help="ray: one host a core; inline: this process.")] = "ray",
+    runtime: Runtime = "ray",
     log_dir: Annotated[Path, typer.Option(help="Where the folder is made.")] = Path("logs"),
     resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Go on with this folder.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the curves as a picture, an SVG. Default: views.svg in the folder.", show_default=False)] = None,
     by_tag: Annotated[bool, typer.Option("--by-tag", help="Features against JPEG and text also on the tasks of each tag alone.")] = False,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> None:
     """What an answer is worth by the bytes that each camera sends: features coded in many ways, JPEG, text, on the same questions.
 
@@ -60,7 +61,7 @@ def views(
     picture = plot or folder / "views.svg"
     picture.write_text(views_svg(found), encoding="utf-8")
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
     else:
         _show(found, by_tag)
         typer.echo(f"\n{picture}; report: {found['folder']}/report.html")

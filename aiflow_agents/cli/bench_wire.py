@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UnknownName, UserError
+from .options import Display, Json, QuestionSeed
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..training.cut import Cut
@@ -30,8 +31,6 @@ LOWER_CODECS = ("float16", "int8+range", "int4+range", "int:bits=3+range", "klt:
 Model = Annotated[str, typer.Argument(help="A model by name or path.")]
 Layer = Annotated[int, typer.Option(min=0, help="Cut at the input of this layer.")]
 Skills = Annotated[str | None, typer.Option(metavar="SKILL,...", help="Which skills' questions. Default: all that models are trained on.", show_default=False)]
-Display = Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
 
 
 def wire(
@@ -46,9 +45,9 @@ def wire(
     skills: Skills = None,
     lower: Annotated[bool, typer.Option("--lower", help="Keys and values of the layers below instead, which a receiver needs to speak on.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the trade as a picture, an SVG.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    seed: QuestionSeed = 0,
     display: Display = "rich",
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Codecs side by side on a model's own hidden states: bits a number, next tokens that stay the same, answers lost, milliseconds.
 
@@ -80,7 +79,7 @@ def wire(
 
         plot.write_text(wire_svg(rows, f"{model}, {about['form']} layer {layer}, {questions:,} messages"), encoding="utf-8")
     if json:
-        typer.echo(dumps({**about, "codecs": rows}, indent=2))
+        print_json({**about, "codecs": rows})
     else:
         _show(about, rows)
 
@@ -107,7 +106,7 @@ def calibrate(
     lower: Annotated[bool, typer.Option("--lower", help="For keys and values of the layers below instead.")] = False,
     skills: Skills = None,
     out: Annotated[Path | None, typer.Option(help="The folder for it. Default: codecs/ of the model.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    seed: QuestionSeed = 0,
     display: Display = "rich",
 ) -> None:
     """Fit codecs on a model's hidden states and write them where topologies and `aiflow bench wire` find them."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
 from typing import Annotated
 
 import typer
+
+from aiflow_agents.cli.options import Json
+from aiflow_agents.cli.output import print_json
 
 
 def compare(
@@ -16,7 +18,7 @@ def compare(
     margin: Annotated[float, typer.Option(help="How far apart two accuracies may be and still count as the same (0.02 = 2 points).")] = 0.02,
     seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
     by_tag: Annotated[bool, typer.Option("--by-tag", help="Also on the tasks of each tag alone, such as a kind of question.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Is a run better than the first one, equally good, cheaper?
 
@@ -28,7 +30,7 @@ def compare(
 
     found = compare_runs(runs, margin, seed, tagged=by_tag)
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
         return
     width = max(len(side["name"]) for side in found["sides"])
     typer.echo(f"{'':{width}}  {'right':>7}  {'95 %':>11}" + "".join(f"  {name:>13}" for name in COSTS.values()))

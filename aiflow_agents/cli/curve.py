@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from aiflow_agents.cli.options import Display, RunFolder, run_folder
+from aiflow_agents.cli.output import print_json, print_lines
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def curve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    run: RunFolder,
     over: Annotated[Literal["tokens", "flops", "bytes", "seconds"], typer.Option(help="What is limited, for each question.")] = "bytes",
     at: Annotated[str | None, typer.Option(metavar="N,N,...", help="The limits; 100,200,400, or 2e7,4e7.", show_default=False)] = None,
     points: Annotated[int, typer.Option(min=1, help="How many limits, where --at names none: evenly by ratio, over what the run's arms spend.")] = 6,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="Where the rival's new samples are drawn; all else is remembered.")] = "inline",
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
+    display: Display = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print the curve as JSON, and nothing else on stdout.")] = False,
 ) -> None:
     """Accuracy against budget, for every member and topology of a run, and for self-consistency of the member that is best under each limit.
@@ -31,15 +31,13 @@ def curve(
     from aiflow_agents.cli.display import watcher
     from aiflow_agents.evals.curve import curve as draw
 
-    folder = run.parent if run.name in ("summary.json", "config.json") else run
+    folder = run_folder(run)
     with watcher(display) as watch:
         found = draw(folder, over, None if at is None else _limits(at), points=points, runtime=runtime, watch=watch)
     if json:
-        typer.echo(dumps(found | {"folder": str(folder)}, indent=2))
-        return
-    for line in _table(found):
-        typer.echo(line)
-    typer.echo(f"\nreport: {folder / 'report.html'}")
+        print_json(found | {"folder": str(folder)})
+    else:
+        print_lines(_table(found), folder)
 
 
 def _limits(given: str) -> list[float]:

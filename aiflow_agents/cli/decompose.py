@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from json import dumps
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,13 +15,14 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .options import Json, Threads
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..training.nested import Progress
 
 EVERY_S = 10.0  # between progress lines where there is no terminal
 KEEPS = "0.9,0.8,0.7,0.6,0.5,0.4"
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
 Keeps = Annotated[str, typer.Option(help="Sizes that tuning draws from: shares of each layer's parameters.")]
 Tokens = Annotated[int, typer.Option(min=0, help="How long to tune; 0: not at all.")]
 Measured = Annotated[int, typer.Option("--measure-tokens", min=1, help="On how much to measure what layers read.")]
@@ -49,7 +49,7 @@ def decompose(
     lr: Rate = 1e-3,
     dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the factors in the file.")] = "float32",
     seed: Annotated[int, typer.Option(help="Draws the questions and the sizes.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    threads: Threads = 1,
     card: Annotated[bool, typer.Option("--card/--no-card", help="Measure it at its sizes and write its card.")] = True,
     json: Json = False,
 ) -> None:
@@ -93,7 +93,7 @@ def decompose(
             about = {key: found[key] for key in ("method", "data", "measured_tokens", "tuning")}
             decomposed_card(out, folder, about, chosen, command=again, note=note)
     if json:
-        typer.echo(dumps(found, indent=2))
+        print_json(found)
         return
     typer.echo(
         f"{found['folder']}: {found['file_bytes']:,} bytes for all sizes\n\n{'keep':>5}  {'of the layers':>13}  {'block parameters':>16}  {'FLOPs a token':>13}"

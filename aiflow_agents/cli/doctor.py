@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from json import dumps, loads
+from json import loads
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +24,7 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from .main import TELEMETRY_OFF
+from .output import print_json
 
 GB = 1e9
 BATCH = 24  # more than the 16 rows that small batches are padded to
@@ -54,7 +55,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
                 _say(finding)
     broken = sum(finding.state == "broken" for finding in found)
     if json:
-        typer.echo(dumps([asdict(finding) for finding in found], indent=2, ensure_ascii=False))
+        print_json([asdict(finding) for finding in found], ascii=False)
     else:
         typer.echo(f"{broken} broken" if broken else "all is well")
     if broken:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import shlex
 import sys
 from collections.abc import Iterable
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aiflow_agents.cli import FAULT, Interrupted
+from aiflow_agents.cli import Interrupted
+from aiflow_agents.cli.options import AnswerSeed, Display, Fault, HostGpus, Limit, Runtime
+from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import AIFlowError, UserError
 
 if TYPE_CHECKING:
@@ -34,15 +35,15 @@ def evaluate(
     suite: Annotated[str | None, typer.Argument(help="A suite by name or path; `aiflow list suite` shows them.", show_default=False)] = None,
     team: Annotated[str | None, typer.Option(help="Another team than the suite's own.", show_default=False)] = None,
     network: Annotated[str | None, typer.Option(help="Another network than the suite's or team's own.", show_default=False)] = None,
-    fault: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=FAULT, show_default=False)] = None,
+    fault: Fault = None,
     topology: Annotated[
         list[str] | None, typer.Option(help="Only this topology; repeatable. One alone is the one that is judged, instead of the best on dev.", show_default=False)
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of every --topology given.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws the questions, and every sampled answer.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="How many test tasks. Default: as the suite says.", show_default=False)] = None,
+    seed: AnswerSeed = 0,
+    limit: Limit = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each task is answered.")] = 1,
     data: Annotated[
         str | None,
@@ -58,13 +59,13 @@ def evaluate(
     max_flops: Annotated[float | None, typer.Option(min=0, help="Of one task: FLOPs of all calls.", show_default=False)] = None,
     max_bytes: Annotated[int | None, typer.Option(min=0, help="Of one task: bytes on all links.", show_default=False)] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Of one task: simulated seconds from home to home.", show_default=False)] = None,
-    runtime: Annotated[Literal["ray", "inline"], typer.Option(help="ray: one host a core; inline: this process.")] = "ray",
+    runtime: Runtime = "ray",
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, instead of a local one.", show_default=False)] = None,
     place: Annotated[
         Literal["any", "spread"],
         typer.Option(help="spread: every member's model is loaded on Ray nodes labelled with its tier (aiflow.tier=device, edge or cloud)."),
     ] = "any",
-    host_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each host in Ray, such as 0.5; 0 leaves them alone.")] = 0.0,
+    host_gpus: HostGpus = 0.0,
     log_dir: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("logs"),
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.", show_default=False)] = None,
     config: Annotated[
@@ -80,7 +81,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
+    display: Display = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else on stdout.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and run nothing.")] = False,
 ) -> int:
@@ -159,7 +160,7 @@ def evaluate(
         raise UserError(_refusal(context, other)) from None
     if json:
         summaries = [report.summary | {"folder": str(report.folder)} for report in reports]
-        typer.echo(json_module.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=2))
+        print_json(summaries[0] if len(summaries) == 1 else summaries)
     return _exit_code(reports, require_gain)
 
 
@@ -268,7 +269,7 @@ def _suite(context: typer.Context) -> list[str]:
 
 def _dry_run(plans: list[dict[str, Any]], json: bool) -> int:
     if json:
-        typer.echo(json_module.dumps(plans[0] if len(plans) == 1 else plans, indent=2))
+        print_json(plans[0] if len(plans) == 1 else plans)
         return 0
     for plan in plans:
         repeats = f", each {plan['repeats']} times" if plan["repeats"] > 1 else ""

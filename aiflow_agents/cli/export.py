@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from aiflow_agents.cli.options import RunFolder
 from aiflow_agents.errors import UserError
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    run: RunFolder,
     to: Annotated[Literal["csv", "inspect"], typer.Option(help="csv: a line for each arm, task and repeat; inspect: a log of inspect_ai for each arm.")],
     out: Annotated[
         Path | None,

@@ -6,9 +6,8 @@ import os
 import re
 import shlex
 import shutil
-from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +16,8 @@ from ..errors import UserError
 from . import Interrupted
 from .decompose import decompose
 from .display import training
+from .options import Device, Json, Resume, Threads
+from .output import print_json, print_table
 
 if TYPE_CHECKING:
     from ..training.grow import Grower
@@ -26,7 +27,6 @@ family = typer.Typer(add_completion=False, no_args_is_help=True, help="Many size
 WORK, OUT = Path("logs/grow"), Path("agents/models")
 LR = {"frozen": 0.02, "joint": 0.003}
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
 
 
 family.command("decompose", short_help="Make rank a size: one file for all sizes.")(decompose)
@@ -50,12 +50,12 @@ def grow(
     decay: Annotated[float, typer.Option(min=0.01, max=1.0, help="Joint: what an exit's loss weighs, as a share of the next deeper one's.")] = 0.8,
     out: Annotated[Path | None, typer.Option(help=f"The family's folder. Default: {OUT}/BASE-family.", show_default=False)] = None,
     work: Annotated[Path | None, typer.Option(help=f"Where the checkpoint is kept. Default: {WORK}/NAME of the family.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint if there is one, or drop it.")] = True,
+    resume: Resume = True,
     seed: Annotated[int, typer.Option(help="Draws what is trained on.")] = 0,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; auto takes a GPU if there is one.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    device: Device = "auto",
+    threads: Threads = 1,
     card: Annotated[bool, typer.Option("--card/--no-card", help="Measure the family and write its card.")] = True,
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Add exits to any checkpoint and train them. The result is a family, and to other tools still the plain model.
 
@@ -118,7 +118,7 @@ def export(
     name: Annotated[str, typer.Argument(metavar="FAMILY", help="A family by name or path.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The new model's folder.")],
     exit: Annotated[int, typer.Option(help="Which exit; `aiflow family show FAMILY` lists them.")],
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """Write one exit as a plain checkpoint for other tools."""
     from ..models.family.export import export_branch, number_bytes, sizes
@@ -127,7 +127,7 @@ def export(
     export_branch(folder, exit, out)
     (row,) = sizes(out, number_bytes(out))
     if json:
-        typer.echo(dumps({"folder": str(out), "family": str(folder), **row, "exit": exit}, indent=2))
+        print_json({"folder": str(out), "family": str(folder), **row, "exit": exit})
         return
     typer.echo(f"{_path(out)}: {row['parameters']:,} parameters in {row['blocks']} blocks\nuse it in a team file as model: {_path(out)}")
 
@@ -135,7 +135,7 @@ def export(
 @family.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="FAMILY", help="A family, or any model, by name or path.")],
-    json: AsJson = False,
+    json: Json = False,
 ) -> None:
     """What each exit costs, and how good it is.
 
@@ -151,13 +151,13 @@ def show(
         row["accuracy"] = scores.get(row["exit"])
     nbytes = sum(file.stat().st_size for file in weight_files(folder))
     if json:
-        typer.echo(dumps({"name": folder.name, "path": str(folder), "weight_bytes": nbytes, "exits": rows}, indent=2))
+        print_json({"name": folder.name, "path": str(folder), "weight_bytes": nbytes, "exits": rows})
         return
     names = ["exit", "blocks", "parameters", "FLOPs/token", "bytes", *(["accuracy"] if scores else [])]
     cells = [[str(row["exit"]), str(row["blocks"]), *(f"{row[key]:,.0f}" for key in ("parameters", "flops_per_token", "weight_bytes")),
               *([_percent(row["accuracy"])] if scores else [])] for row in rows]  # fmt: skip
     typer.echo(f"{folder.name}: {len(rows)} exit{'s' if len(rows) > 1 else ''}, {nbytes:,} bytes in all\n")
-    _table(names, cells)
+    print_table([names, *cells], left=0)
 
 
 def _check_target(target: Path, base: Path, work: Path) -> None:
@@ -206,20 +206,14 @@ def _show_grown(target: Path, grower: Grower, before: Any, measured: dict[str, A
         row["accuracy"] = scores[str(row["exit"])]["overall"]["accuracy"] if scores else None
     if json:
         state = {"tokens": grower.state["total_tokens"], "seconds": grower.state["seconds"]}
-        typer.echo(dumps({"name": target.name, "folder": str(target), "base": str(grower.base), "tiers": tiers, **state, "exits": rows}, indent=2))
+        print_json({"name": target.name, "folder": str(target), "base": str(grower.base), "tiers": tiers, **state, "exits": rows})
         return
     typer.echo(f"{_path(target)}\n")
     names = ["exit", "blocks", "parameters", "loss", "KL before", "KL after", "same token", *(["accuracy"] if scores else [])]
     cells = [[str(row["exit"]), str(row["blocks"]), f"{row['parameters']:,}", f"{row['after']['loss']:.3f}", f"{row['before']['kl']:.3f}",
               f"{row['after']['kl']:.3f}", _percent(row["after"]["agreement"]), *([_percent(row["accuracy"])] if scores else [])] for row in rows]  # fmt: skip
-    _table(names, cells)
+    print_table([names, *cells], left=0)
     typer.echo("\nKL: from what the last exit says, in nats a token, on what no training saw")
-
-
-def _table(names: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in (names, *rows)) for i in range(len(names))]
-    for row in (names, *rows):
-        typer.echo("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
 def _percent(share: float | None) -> str:

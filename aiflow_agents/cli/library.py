@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,6 +11,7 @@ import typer
 
 from ..catalog import LAYOUTS, Entry, Kind, describe, entries, find
 from ..errors import UnknownName, UserError
+from .output import print_json
 
 KINDS = "team, model, recipe, topology, network or suite"
 
@@ -30,7 +30,7 @@ def list_entries(
     """
     found = entries(_kind(kind) if kind else None)
     if json:
-        typer.echo(dumps([_record(entry) for entry in found], indent=2, ensure_ascii=False))
+        print_json([_record(entry) for entry in found], ascii=False)
         return
     rows = [(entry.kind, entry.name, entry.origin, describe(entry)) for entry in found]
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
@@ -51,7 +51,7 @@ def show(
     """Print a definition: the file itself, and for a model its card."""
     found = _find(name, kind)
     if json:
-        typer.echo(dumps([{**_record(entry), "text": _text(entry)} for entry in found], indent=2, ensure_ascii=False))
+        print_json([{**_record(entry), "text": _text(entry)} for entry in found], ascii=False)
         return
     for entry in found:
         typer.secho(f"# {entry.kind} {entry.name} ({entry.origin}): {entry.path}", bold=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from aiflow_agents.cli.options import Display
+from aiflow_agents.cli.output import print_json, print_table
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def plan(
     seed: Annotated[int, typer.Option(help="Draws the questions, and the network's luck.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the winner's team file, for run, eval and serve.", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--plans", help="Show all plans, and not the frontier alone.")] = False,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
+    display: Display = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print all plans as JSON, and nothing else on stdout.")] = False,
 ) -> int:
     """Choose exit, rank, node, split, codec and draft length: every plan is run in virtual time on a few questions, and the best one says why.
@@ -59,11 +60,11 @@ def plan(
     where = str(at.path.absolute()) if Path(network).exists() else network
     given = write(found, where, out, asked.max_tokens, suite or "SUITE") if out and found.winner else []
     if json:
-        typer.echo(dumps(as_json(found) | {"commands": given}, indent=2))
+        print_json(as_json(found) | {"commands": given})
         return 0 if found.winner else 1
     sizes = "" if costs_as is None else f"; times are those of {costs_as}"
     typer.echo(f"{folder.name} on {found.network}: {len(found.forecasts)} plans, {len(asked.sample)} questions each{sizes}\n")
-    _table([list(HEAD), *(row(one) for one in (found.forecasts if every else found.frontier))])
+    print_table([list(HEAD), *(row(one) for one in (found.forecasts if every else found.frontier))], left=2)
     _strangers(found.forecasts)
     typer.echo("\n" + " ".join(why(found)))
     for command in given:
@@ -116,10 +117,3 @@ def _strangers(found: tuple[Forecast, ...]) -> None:
     for one in found:
         if one.plan.mark == "exact" and one.others:
             typer.echo(f"aiflow: {one.plan.name}: {one.others} answers of the sample are not those of its last exit alone", err=True)
-
-
-def _table(lines: list[list[str]]) -> None:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        typer.echo("  ".join(cells).rstrip())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json as json_module
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aiflow_agents.cli import FAULT
+from aiflow_agents.cli.options import Fault, Fitted
+from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +28,9 @@ def run(
     parameter: Annotated[
         list[str] | None, typer.Option("-T", metavar="NAME=VALUE", help="A parameter of the topology; repeatable.", show_default=False)
     ] = None,
-    fitted: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="A run folder of `aiflow eval`: the team as it was evaluated, with what was learned on dev.", show_default=False),
-    ] = None,
+    fitted: Fitted = None,
     network: Annotated[str | None, typer.Option(help="Another network than the team's own.", show_default=False)] = None,
-    fault: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=FAULT, show_default=False)] = None,
+    fault: Fault = None,
     seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
     max_tokens_total: Annotated[int | None, typer.Option(min=0, help="Stop before more tokens are read and made.", show_default=False)] = None,
     max_flops: Annotated[float | None, typer.Option(min=0, help="Stop before more FLOPs are spent.", show_default=False)] = None,
@@ -86,7 +82,7 @@ def run(
         faults = {"faults": list(map(str, people.network.faults))} if people.network.faults else {}
         how = {"fidelity": pattern.fidelity(people)} if pattern.fidelity(people) else {}
         told = how | {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
-        typer.echo(json_module.dumps(told | faults | _as_json(result), ensure_ascii=False, indent=2))
+        print_json(told | faults | _as_json(result), ascii=False)
     elif result.error is None:
         typer.secho(_last(result, reading) if stream else f"\n{result.answer or 'no answer'}", bold=True, nl=False)
         typer.echo(f"   {_cost(result)}" + (f"; over budget: {result.over}" if result.over else ""))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from aiflow_agents.cli.options import RunFolder
+from aiflow_agents.cli.output import print_json
 
 if TYPE_CHECKING:
     from aiflow_agents.evals.rescore import Rescored
 
 
 def score(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    run: RunFolder,
     scorer: Annotated[
         str | None, typer.Option(help="exact, folded, number, math, or a Python file. Default: what the suite says now.", show_default=False)
     ] = None,
@@ -27,7 +28,7 @@ def score(
 
     done = rescore(run.parent if run.name == "summary.json" else run, scorer)
     if json:
-        typer.echo(json_module.dumps(_as_json(done) | {"folder": str(run)}, indent=2))
+        print_json(_as_json(done) | {"folder": str(run)})
     else:
         _say(done)
     return 0

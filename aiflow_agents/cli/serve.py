@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from aiflow_agents.cli.options import Fitted, HostGpus
 from aiflow_agents.errors import UserError
 
 REMEDY = "pip install 'aiflow-agents[serve]'"
@@ -24,10 +24,7 @@ def serve(
     allow: Annotated[
         list[str] | None, typer.Option(help="Another topology that clients may choose; repeatable.", show_default="all that fit")
     ] = None,
-    fitted: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="A run folder of `aiflow eval`: the team as it was evaluated, with what was learned on dev.", show_default=False),
-    ] = None,
+    fitted: Fitted = None,
     network: Annotated[str | None, typer.Option(help="Another network than the teams' own.", show_default=False)] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
@@ -36,7 +33,7 @@ def serve(
     place: Annotated[
         Literal["any", "spread"], typer.Option(help="spread: each node's models on a Ray node of its tier (labels aiflow.tier, aiflow.node).")
     ] = "any",
-    host_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each host in Ray, such as 0.5; 0 leaves them alone.")] = 0.0,
+    host_gpus: HostGpus = 0.0,
     key_variable: Annotated[
         str | None, typer.Option(help="The environment variable with the API keys, commas between.", show_default="no key is needed")
     ] = None,

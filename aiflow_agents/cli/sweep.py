@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from aiflow_agents.cli.options import Display, run_folder
+from aiflow_agents.cli.output import print_json, print_lines
 from aiflow_agents.errors import UserError
 
 
@@ -20,7 +21,7 @@ def sweep(
     heat: Annotated[str, typer.Option(metavar="T,T,...", help="Temperatures at which drafts are drawn: the higher, the fewer are kept.")] = "0,1.5,2.5,3.5,5",
     questions: Annotated[int, typer.Option(min=1, help="So many of the run's test questions.")] = 45,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="Where drafts that are new are made; all else is remembered.")] = "inline",
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
+    display: Display = "rich",
     json: Annotated[bool, typer.Option("--json", help="Print the cells as JSON, and nothing else on stdout.")] = False,
 ) -> None:
     """Time per token of an arm that drafts and of one that streams, over round trips, rates and acceptance; a map in the run's report.
@@ -30,16 +31,14 @@ def sweep(
     from aiflow_agents.cli.display import watcher
     from aiflow_agents.evals.sweep import sweep as measure
 
-    folder = run.parent if run.name in ("summary.json", "config.json") else run
+    folder = run_folder(run)
     axes = {"rtt_ms": _numbers("rtt", rtt), "mbps": _numbers("mbps", mbps, least=1e-6), "heats": _numbers("heat", heat)}
     with watcher(display) as watch:
         found = measure(folder, arm=arm, against=against, questions=questions, runtime=runtime, watch=watch, **axes)  # type: ignore[arg-type]
     if json:
-        typer.echo(dumps(found | {"folder": str(folder)}, indent=2))
-        return
-    for line in _table(found):
-        typer.echo(line)
-    typer.echo(f"\nreport: {folder / 'report.html'}")
+        print_json(found | {"folder": str(folder)})
+    else:
+        print_lines(_table(found), folder)
 
 
 def _numbers(option: str, given: str, least: float = 0.0) -> list[float]:

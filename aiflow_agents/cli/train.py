@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +13,8 @@ from .. import catalog
 from ..errors import UserError
 from . import Interrupted
 from .display import training
+from .options import Device, Resume, Threads
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
@@ -39,10 +40,10 @@ def train(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="So many tokens in all, shared out over the phases: for a try.", show_default=False)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint if there is one, or drop it.")] = True,
+    resume: Resume = True,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's own.", show_default=False)] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train; auto takes a GPU if there is one.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    device: Device = "auto",
+    threads: Threads = 1,
     questions: Annotated[int, typer.Option(min=1, help="How many training questions the peers are asked.")] = 12_000,
     card: Annotated[bool, typer.Option("--card/--no-card", help="Measure each finished model and write its card.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -85,7 +86,7 @@ def train(
         except KeyboardInterrupt:
             raise Interrupted(again) from None
     if json:
-        typer.echo(dumps(done, indent=2))
+        print_json(done)
     else:
         _show(done)
 
