@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from aiflow_agents.cli import Interrupted
+from aiflow_agents.cli.again import command, option_words
 from aiflow_agents.cli.options import Display, Json, Limit
 from aiflow_agents.cli.output import print_json
 
@@ -50,9 +50,8 @@ def monolith(
         with watcher(display) as watch:
             report = judge_both(plan, nursery, seed=seed, limit=limit, runtime=runtime, watch=watch)
     except KeyboardInterrupt:
-        options = {"--scale": f"{scale:g}", "--train-seed": train_seed, "--seed": seed, "--limit": limit, "--work": work, "--runtime": runtime}
-        words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-        raise Interrupted(shlex.join(["aiflow", "bench", "monolith", suite, *words])) from None
+        options = {"scale": f"{scale:g}", "train-seed": train_seed, "seed": seed, "limit": limit, "work": work, "runtime": runtime}
+        raise Interrupted(command("bench", "monolith", suite, *option_words(options))) from None
     if json:
         about = {"scale": scale, "train_seed": train_seed, "models": trained, "recipe": whole.model_dump(mode="json")}
         print_json(about | {"folder": str(report.folder), "summary": report.summary})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .again import command, flag_words, option_words
 from .decompose import KEEPS, Keeps, Measured, Rate, keeps_of, tuning_shown
 from .options import Json
 from .output import print_json
@@ -46,7 +46,7 @@ def rank(
         "work": work,
         "seed": seed,
     }
-    words = [word for one in method or () for word in ("--method", one)] + [word for k, v in options.items() for word in (f"--{k}", str(v))]
+    words = [*(word for one in method or () for word in ("--method", one)), *option_words(options), *flag_words(json=json)]
 
     import torch
 
@@ -58,7 +58,7 @@ def rank(
                 per_skill=per_skill, note=note, progress=progress,
             )  # fmt: skip
         except KeyboardInterrupt:
-            raise Interrupted(shlex.join(["aiflow", "bench", "rank", model, *words, *(["--json"] if json else [])])) from None
+            raise Interrupted(command("bench", "rank", model, *words)) from None
     if json:
         print_json(found)
     else:

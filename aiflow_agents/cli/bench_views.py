@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from aiflow_agents.cli.options import Display, Json, Runtime
+from aiflow_agents.cli.again import command
+from aiflow_agents.cli.options import Display, Json, Runtime, parameters
 from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import UserError
 
@@ -56,7 +57,7 @@ def views(
             found = bench_views(folder, asked, runtime=runtime, margin=margin, watch=watch)
     except KeyboardInterrupt:
         if (folder / "views.json").exists():
-            raise Interrupted(shlex.join(["aiflow", "bench", "views", "--resume", str(folder), "--runtime", runtime])) from None
+            raise Interrupted(command("bench", "views", "--resume", folder, "--runtime", runtime)) from None
         raise
     picture = plot or folder / "views.svg"
     picture.write_text(views_svg(found), encoding="utf-8")
@@ -68,8 +69,6 @@ def views(
 
 
 def _pattern(given: str) -> tuple[str, dict[str, Any]]:
-    from aiflow_agents.cli.evaluate import parameters
-
     name, *words = shlex.split(given) or [""]
     if not name or "=" in name:
         raise UserError(f"--arm '{given}': expected a topology and its parameters, such as 'joint-view send=text'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .again import command, flag_words, option_words
 from .options import Json, Threads
 from .output import print_json
 
@@ -70,9 +70,7 @@ def decompose(
         "seed": seed,
         "threads": threads,
     }
-    again = shlex.join(
-        ["aiflow", "family", "decompose", model, str(out), *(w for k, v in options.items() if v is not None for w in (f"--{k}", str(v)))]
-    )
+    again = command("family", "decompose", model, out, *option_words(options))
 
     import torch
 
@@ -88,7 +86,7 @@ def decompose(
                 dtype=getattr(torch, dtype), note=note, progress=lambda at: progress(out.name, at),
             )  # fmt: skip
         except KeyboardInterrupt:
-            raise Interrupted(again + ("" if card else " --no-card") + (" --json" if json else "")) from None
+            raise Interrupted(" ".join([again, *flag_words(no_card=not card, json=json)])) from None
         if card:
             about = {key: found[key] for key in ("method", "data", "measured_tokens", "tuning")}
             decomposed_card(out, folder, about, chosen, command=again, note=note)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from aiflow_agents.cli import Interrupted
-from aiflow_agents.cli.options import AnswerSeed, Display, Fault, HostGpus, Limit, Runtime
+from aiflow_agents.cli.again import command, explicit, given_words
+from aiflow_agents.cli.options import AnswerSeed, Display, Fault, HostGpus, Limit, Runtime, limits, parameters
 from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import AIFlowError, UserError
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from aiflow_agents.evals.evaluate import Report
     from aiflow_agents.evals.run_folder import OtherRun, RunConfig
     from aiflow_agents.evals.suite import Suite
-    from aiflow_agents.runtime.budget import Budget
 
 # what a run is: its config.json keeps these, and they win over that file only where they are given
 WHAT = (
@@ -93,31 +94,18 @@ def evaluate(
     package are far too small for those: give a --team of real ones, or the scores mean nothing.
     """
     from aiflow_agents.cli.display import watcher
-    from aiflow_agents.cli.main import disk_is_full
     from aiflow_agents.evals.evaluate import evaluate as run
     from aiflow_agents.evals.evaluate import plan
     from aiflow_agents.evals.rehearsal import calls_at_most
     from aiflow_agents.evals.run_folder import OtherRun, compare
     from aiflow_agents.evals.runner import new_run_path
-    from aiflow_agents.evals.suite import load_suites
 
-    given = explicit(context)
     if resume and config:
         raise UserError("--resume goes on with a run and --config begins a new one: give one of them")
     resume = resume.parent if resume and resume.name == "config.json" else resume
     saved = _saved(resume, config)
-    asked = {"team": team, "network": network, "seed": seed, "limit": limit, "repeats": repeats, "data": data, "monolith": monolith}
-    settings: dict[str, Any] = {key: value if key in given or saved is None else getattr(saved, key) for key, value in asked.items()}
-    settings["topologies"] = _patterns(topology, parameter) or (saved.topologies if saved else None)
-    settings["faults"] = fault or (saved.faults if saved else [])
-    settings["budget"] = limits(max_tokens_total, max_flops, max_bytes, max_seconds) or (saved.budget if saved else None)
-    suite = suite or (saved.suite if saved else None)
-    if suite is None:
-        raise UserError("which suite? `aiflow list suite` shows them")
-    suites = load_suites(suite)
-    if resume and len(suites) > 1:
-        raise UserError(f"'{suite}' is a group of suites: resume one of {', '.join(one.name for one in suites)}")
-
+    settings = _settings(context, saved)
+    suites = _suites(suite or (saved.suite if saved else None), resume)
     reports: list[Report] = []
     try:
         if dry_run or len(suites) > 1:  # what is wrong in any suite is said before the first one runs
@@ -128,90 +116,30 @@ def evaluate(
             return _dry_run([calls_at_most(one) for one in plans], json)
         for position, one in enumerate(suites):
             path = resume or new_run_path(log_dir, one.name)
-            try:
-                with watcher(display) as watch:
-                    report = run(
-                        one,
-                        runtime=runtime,
-                        ray_address=ray_address,
-                        place=place,
-                        host_gpus=host_gpus,
-                        path=path,
-                        resume=resume is not None,
-                        reuse=reuse or [],
-                        watch=watch,
-                        **settings,
-                    )
-            except KeyboardInterrupt:
-                if (path / "config.json").exists():
-                    raise Interrupted(_go_on(context, path, suites[position + 1 :])) from None
-                raise
-            except Exception as error:
-                full = disk_is_full(error)
-                ours = isinstance(error, AIFlowError) and not isinstance(error, UserError)  # the hosts died, again and again
-                if not (full or ours) or not (path / "config.json").exists():
-                    raise
-                what = "the disk is full: free some space" if full else str(error)
-                raise UserError(f"{what}; what was finished is kept, go on with: {_go_on(context, path, suites[position + 1 :])}") from error
+            with _resumable(context, path, suites[position + 1 :]), watcher(display) as watch:
+                report = run(
+                    one,
+                    runtime=runtime,
+                    ray_address=ray_address,
+                    place=place,
+                    host_gpus=host_gpus,
+                    path=path,
+                    resume=resume is not None,
+                    reuse=reuse or [],
+                    watch=watch,
+                    **settings,
+                )
             reports.append(report)
             if not json:
                 _show(report)
     except OtherRun as other:
         raise UserError(_refusal(context, other)) from None
     if json:
-        summaries = [report.summary | {"folder": str(report.folder)} for report in reports]
-        print_json(summaries[0] if len(summaries) == 1 else summaries)
+        _one_or_all([report.summary | {"folder": str(report.folder)} for report in reports])
     return _exit_code(reports, require_gain)
 
 
-# --- options ---
-
-
-def explicit(context: typer.Context) -> dict[str, str]:
-    """The parameters that were given, and by what: `--limit`, or the variable `AIFLOW_EVAL_LIMIT`."""
-    found = {}
-    for param in context.command.params:
-        name = str(param.name)
-        source = getattr(context.get_parameter_source(name), "name", "")
-        if source == "COMMANDLINE":
-            found[name] = max(param.opts, key=len)
-        elif source == "ENVIRONMENT":
-            found[name] = f"{context.auto_envvar_prefix}_{name.upper()}"
-    return found
-
-
-def parameters(given: list[str] | None) -> dict[str, Any]:
-    """`-T rounds=3` as data; values are read as in a YAML file, so numbers are numbers."""
-    from pydantic import RootModel
-
-    from aiflow_agents.config import parse_yaml
-
-    settings: dict[str, Any] = {}
-    for each in given or []:
-        key, equals, value = (part.strip() for part in each.partition("="))
-        if not equals or not key:
-            raise UserError(f"-T {each}: expected NAME=VALUE, such as -T rounds=3")
-        if key in settings:
-            raise UserError(f"-T {each}: {key} is given twice")
-        try:
-            settings[key] = parse_yaml(f"value: {value}", RootModel[dict[str, Any]]).root["value"]
-        except UserError:
-            raise UserError(f"-T {each}: the value cannot be read; put it into quotes, such as -T '{key}=\"...\"'") from None
-    return settings
-
-
-def limits(tokens: int | None, flops: float | None, nbytes: int | None, seconds: float | None) -> Budget | None:
-    """The budget that `--max-...` options say; None where they say nothing."""
-    from aiflow_agents.runtime.budget import Budget
-
-    return Budget(tokens=tokens, flops=flops, bytes=nbytes, seconds=seconds) or None
-
-
-def _patterns(names: list[str] | None, given: list[str] | None) -> list[dict[str, dict[str, Any]]] | None:
-    """The topologies of the command line."""
-    if given and not names:
-        raise UserError("-T sets parameters of the topologies given with --topology; none is given")
-    return [{name: parameters(given)} for name in names] if names else None
+# --- what is evaluated ---
 
 
 def _saved(resume: Path | None, config: Path | None) -> RunConfig | None:
@@ -226,22 +154,65 @@ def _saved(resume: Path | None, config: Path | None) -> RunConfig | None:
     return load_yaml(config / "config.json" if config.is_dir() else config, RunConfig) if config else None
 
 
-def _words(context: typer.Context, names: Iterable[str]) -> list[str]:
-    """Those of these options that were given, as words of a command."""
-    given, words = explicit(context), []
-    for param in context.command.params:
-        if param.name in names and param.name in given:
-            value = context.params[param.name]
-            for each in value if isinstance(value, (list, tuple)) else [value]:
-                words += [max(param.opts, key=len)] if each is True else [max(param.opts, key=len), str(each)]
-    return words
+def _settings(context: typer.Context, saved: RunConfig | None) -> dict[str, Any]:
+    """What is evaluated, but for the suite: as it was given, else as the saved run has it, else as the options have it by themselves."""
+    given, asked = explicit(context), context.params
+    plain = ("team", "network", "seed", "limit", "repeats", "data", "monolith")
+    budget = limits(asked["max_tokens_total"], asked["max_flops"], asked["max_bytes"], asked["max_seconds"])
+    return {
+        **{name: asked[name] if name in given or saved is None else getattr(saved, name) for name in plain},
+        "topologies": _patterns(asked["topology"], asked["parameter"]) or (saved.topologies if saved else None),
+        "faults": list(asked["fault"] or (saved.faults if saved else ())),
+        "budget": budget or (saved.budget if saved else None),
+    }
+
+
+def _patterns(names: list[str] | None, given: list[str] | None) -> list[dict[str, dict[str, Any]]] | None:
+    """The topologies of the command line."""
+    if given and not names:
+        raise UserError("-T sets parameters of the topologies given with --topology; none is given")
+    return [{name: parameters(given)} for name in names] if names else None
+
+
+def _suites(name: str | None, resume: Path | None) -> list[Suite]:
+    """The suite of this name, or those of its group."""
+    from aiflow_agents.evals.suite import load_suites
+
+    if name is None:
+        raise UserError("which suite? `aiflow list suite` shows them")
+    suites = load_suites(name)
+    if resume and len(suites) > 1:
+        raise UserError(f"'{name}' is a group of suites: resume one of {', '.join(one.name for one in suites)}")
+    return suites
+
+
+# --- when it stops before its end ---
+
+
+@contextmanager
+def _resumable(context: typer.Context, path: Path, left: Iterable[Suite]) -> Iterator[None]:
+    """Around a run: what stops it is told with the command that goes on, where there is something to go on with."""
+    from aiflow_agents.cli.main import disk_is_full
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (path / "config.json").exists():
+            raise Interrupted(_go_on(context, path, left)) from None
+        raise
+    except Exception as error:
+        full = disk_is_full(error)
+        ours = isinstance(error, AIFlowError) and not isinstance(error, UserError)  # the hosts died, again and again
+        if not (full or ours) or not (path / "config.json").exists():
+            raise
+        what = "the disk is full: free some space" if full else str(error)
+        raise UserError(f"{what}; what was finished is kept, go on with: {_go_on(context, path, left)}") from error
 
 
 def _go_on(context: typer.Context, path: Path, left: Iterable[Suite]) -> str:
     """The command that does what is left to do: the rest of this run, and the suites after it."""
-    how, what = _words(context, HOW), _words(context, (*WHAT, "config", "log_dir"))
-    commands = [["aiflow", "eval", "--resume", str(path), *how], *(["aiflow", "eval", suite.name, *what, *how] for suite in left)]
-    return " && ".join(map(shlex.join, commands))
+    how, what = given_words(context, HOW), given_words(context, (*WHAT, "config", "log_dir"))
+    return " && ".join([command("eval", "--resume", path, *how), *(command("eval", suite.name, *what, *how) for suite in left)])
 
 
 def _refusal(context: typer.Context, other: OtherRun) -> str:
@@ -249,27 +220,28 @@ def _refusal(context: typer.Context, other: OtherRun) -> str:
     keys = {"topology": "topologies", "fault": "faults"}
     given = {keys.get(name, "budget" if name.startswith("max_") else name): by for name, by in explicit(context).items()}
     told = {name: by for name, by in given.items() if name in other.differ}
-    new = shlex.join(["aiflow", "eval", *_suite(context), "--config", str(other.path / "config.json"), *_words(context, WHAT), *_words(context, HOW)])
+    suite, how = [context.params["suite"]] if context.params["suite"] else [], given_words(context, HOW)
+    new = command("eval", *suite, "--config", other.path / "config.json", *given_words(context, WHAT), *how)
     if not told:
         return f"{other.path} cannot go on, as what it began with has changed: {other.said}; begin a new run with what is there now: {new}"
     variables = ", ".join(f"{by} says so" for by in told.values() if by.startswith("AIFLOW_"))
-    own = shlex.join(["aiflow", "eval", "--resume", str(other.path), *_words(context, HOW)])
     return (
         f"{other.path} was begun with other settings: {other.only(told).said}{f' ({variables})' if variables else ''}; "
-        f"go on with it as it was: {own}; or begin a new run: {new}"
+        f"go on with it as it was: {command('eval', '--resume', other.path, *how)}; or begin a new run: {new}"
     )
-
-
-def _suite(context: typer.Context) -> list[str]:
-    return [context.params["suite"]] if context.params["suite"] else []
 
 
 # --- what is printed ---
 
 
+def _one_or_all(found: list[dict[str, Any]]) -> None:
+    """One suite's data, or a list of those of a group."""
+    print_json(found[0] if len(found) == 1 else found)
+
+
 def _dry_run(plans: list[dict[str, Any]], json: bool) -> int:
     if json:
-        print_json(plans[0] if len(plans) == 1 else plans)
+        _one_or_all(plans)
         return 0
     for plan in plans:
         repeats = f", each {plan['repeats']} times" if plan["repeats"] > 1 else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .again import command, flag_words, option_words
 from .decompose import decompose
 from .display import training
 from .options import Device, Json, Resume, Threads
@@ -77,7 +77,7 @@ def grow(
         "exits": exits, "tier-sizes": tier_sizes, "text": text, "tokens": _unless(tokens, 2_000_000), "lr": lr, "batch": _unless(batch, 64),
         "length": _unless(length, 256), "decay": _unless(decay, 0.8), "out": out, "seed": _unless(seed, 0),
     }  # fmt: skip
-    again = _command(base, options, joint)
+    again = command("family", "grow", base, *option_words(options), *flag_words(joint=joint))
 
     import torch
     import transformers
@@ -109,7 +109,8 @@ def grow(
             measured = grown_card(target, grower, before, command=again, note=note)["measured"] if card else {}
         except KeyboardInterrupt:
             more = {"work": work, "device": _unless(device, "auto"), "threads": _unless(threads, 1)}
-            raise Interrupted(_command(base, options | more, joint) + ("" if card else " --no-card") + (" --json" if json else "")) from None
+            flags = flag_words(joint=joint, no_card=not card, json=json)
+            raise Interrupted(command("family", "grow", base, *option_words(options | more), *flags)) from None
     _show_grown(target, grower, before, measured, tiers, json)
 
 
@@ -222,11 +223,6 @@ def _percent(share: float | None) -> str:
 
 def _unless(value: Any, default: Any) -> Any:
     return None if value == default else value
-
-
-def _command(base: str, options: dict[str, Any], joint: bool) -> str:
-    given = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
-    return shlex.join(["aiflow", "family", "grow", base, *given, *(["--joint"] if joint else [])])
 
 
 def _path(path: Path) -> str:

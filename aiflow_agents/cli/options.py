@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from aiflow_agents.errors import UserError
+
+if TYPE_CHECKING:
+    from aiflow_agents.runtime.budget import Budget
 
 # --- what is printed, and how it is seen to go on ---
 
@@ -50,6 +55,36 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of torch.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint if there is one, or drop it.")]
 
 
+# --- what they say ---
+
+
 def run_folder(given: Path) -> Path:
     """A run that is named by its folder, or by one of the two files that tell what it is."""
     return given.parent if given.name in ("summary.json", "config.json") else given
+
+
+def parameters(given: list[str] | None) -> dict[str, Any]:
+    """`-T rounds=3` as data; values are read as in a YAML file, so numbers are numbers."""
+    from pydantic import RootModel
+
+    from aiflow_agents.config import parse_yaml
+
+    settings: dict[str, Any] = {}
+    for each in given or []:
+        key, equals, value = (part.strip() for part in each.partition("="))
+        if not equals or not key:
+            raise UserError(f"-T {each}: expected NAME=VALUE, such as -T rounds=3")
+        if key in settings:
+            raise UserError(f"-T {each}: {key} is given twice")
+        try:
+            settings[key] = parse_yaml(f"value: {value}", RootModel[dict[str, Any]]).root["value"]
+        except UserError:
+            raise UserError(f"-T {each}: the value cannot be read; put it into quotes, such as -T '{key}=\"...\"'") from None
+    return settings
+
+
+def limits(tokens: int | None, flops: float | None, nbytes: int | None, seconds: float | None) -> Budget | None:
+    """The budget that `--max-...` options say; None where they say nothing."""
+    from aiflow_agents.runtime.budget import Budget
+
+    return Budget(tokens=tokens, flops=flops, bytes=nbytes, seconds=seconds) or None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aiflow_agents.cli.options import Fault, Fitted
+from aiflow_agents.cli.options import Fault, Fitted, limits, parameters
 from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import UserError
 
@@ -42,7 +42,6 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the answer, its cost and every span as JSON.")] = False,
 ) -> int:
     """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network, unless the clock is real."""
-    from aiflow_agents.cli.evaluate import limits, parameters
     from aiflow_agents.evals.fitted import Fitted
     from aiflow_agents.evals.rehearsal import rehearse_one
     from aiflow_agents.runtime.live import Live

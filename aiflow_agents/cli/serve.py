@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from aiflow_agents.cli.options import Fitted, HostGpus
+from aiflow_agents.cli.options import Fitted, HostGpus, parameters
 from aiflow_agents.errors import UserError
 
 REMEDY = "pip install 'aiflow-agents[serve]'"
@@ -47,7 +47,6 @@ def serve(
     """Serve teams, their topologies and their members under OpenAI's protocol, until SIGTERM or Ctrl-C."""
     if lacking := next((module for module in ("fastapi", "uvicorn") if find_spec(module) is None), None):
         raise UserError(f"serving needs {lacking}: {REMEDY}")
-    from aiflow_agents.cli.evaluate import parameters
     from aiflow_agents.serve.app import app_of
     from aiflow_agents.serve.gate import Limits
     from aiflow_agents.serve.run import LOOPBACK, serve_inline, serve_ray

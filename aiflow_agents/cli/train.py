@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ import typer
 from .. import catalog
 from ..errors import UserError
 from . import Interrupted
+from .again import command, flag_words, option_words
 from .display import training
 from .options import Device, Resume, Threads
 from .output import print_json
@@ -61,7 +61,7 @@ def train(
         "device": None if device == "auto" else device, "threads": None if threads == 1 else threads,
         "questions": None if questions == 12_000 else questions,
     }  # fmt: skip
-    again = _command(recipes, options) + ("" if card else " --no-card") + (" --json" if json else "")
+    again = command("train", *recipes, *option_words(options), *flag_words(no_card=not card, json=json))
 
     import torch
     import transformers
@@ -141,17 +141,11 @@ def _check_peers(nursery: Any, recipes: Sequence[Recipe], phase: str, options: d
     for recipe in recipes:
         missing = nursery.missing(recipe, coming)
         if missing:
-            command = _command(missing, {"phase": "answer"} | options)
             what = f"'{recipe.name}' learns from the answers of {', '.join(missing)}, not found in {nursery.peers}"
-            raise UserError(f"{what}; make them with: {command}")
-
-
-def _command(recipes: Sequence[str], options: dict[str, Any]) -> str:
-    given = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
-    return shlex.join(["aiflow", "train", *recipes, *given])
+            raise UserError(f"{what}; make them with: {command('train', *missing, *option_words({'phase': 'answer'} | options))}")
 
 
 def _reproduce(recipe: Recipe, together: Sequence[Recipe], options: dict[str, Any]) -> str:
     """The command that makes this model again: with all peers, or with those that were trained together where others were there already."""
     peers = [one.name for one in together] if options["peers"] else [peer for phase in recipe.phases for peer in phase.peers]
-    return _command(list(dict.fromkeys([recipe.name, *peers])), options)
+    return command("train", *dict.fromkeys([recipe.name, *peers]), *option_words(options))
