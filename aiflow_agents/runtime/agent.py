@@ -14,7 +14,7 @@ from aiflow_agents.models.confidence import AS_IT_IS, Calibration, told
 from aiflow_agents.models.protocol import GREEDY, CallError, Model, ModelInfo, Parcel, Reply, Request, Sampling, Shape, Top, Turn, Want
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime import drafting
-from aiflow_agents.runtime.delivery import pieces
+from aiflow_agents.runtime.delivery import Stream, pieces
 from aiflow_agents.runtime.extraction import Extract
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
@@ -22,7 +22,7 @@ from aiflow_agents.runtime.memory import fingerprint
 from aiflow_agents.runtime.scene import SCENE, stable_hash
 from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.handshake import Identity, SpacesDiffer, hello, meet
-from aiflow_agents.wire.message import Cargo, Draft, Message, bring, standing_at
+from aiflow_agents.wire.message import Draft, Message, Usage, bring, standing_at
 
 _SINGLE = struct.Struct("<f")
 
@@ -126,51 +126,31 @@ class Agent:
         if stream and (begin or top or rate):
             raise UnmetNeed(f"{self.name} cannot stream a draft or a rating: what the user reads is an answer from its first token on")
         with scene:
-            parcel = None if resume is None else await self._understood(resume, otherwise)
-            if resume is not None and parcel is not None:
-                await scene.bring((resume,), self.node, self.name)
-                request = Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
+            request = None if resume is None else await self._from_states(asked, resume, otherwise, want)
+            if resume is not None and request is not None:
+                heard = (resume,)
             else:
                 drafted = self._begun(begin, top, want)
-                told = [parcel for message in features if (parcel := await self._understood(message, "refuse"))]
-                drawn_from = [message for message in (begin if drafted.token_ids else None, *features) if message is not None]
-                rated = () if rate is None else (rate,)
-                before = scene.before(asked)
-                led = ([asked] if asked._said else []) + ([scene.transcript()] if before else [])
-                await scene.bring((*led, *heard, *drawn_from, *rated), self.node, self.name)
-                request = self._request(asked, before, heard, instruct, sampling or self.sampling, sample, dialogue, last)
-                if picture is not None or told:
-                    request = replace(request, picture=None if picture is None else picture._seen, features=tuple(told))
-                if want is not None or max_tokens is not None:
-                    request = replace(request, want=want, max_tokens=self.max_tokens if max_tokens is None else max_tokens)
-                if begin is not None or top is not None:
-                    request = replace(request, begin=drafted.token_ids, top=top)
-                if rate is not None:
-                    request = replace(request, max_tokens=0, score=self._rated(rate), ended=True)
-            start_s = scene.now()
+                parcels = [parcel for message in features if (parcel := await self._understood(message, "refuse"))]
+                brought = (begin if drafted.token_ids else None, *features, rate)
+                await self._hear(asked, [*heard, *(message for message in brought if message is not None)])
+                room = self.max_tokens if max_tokens is None else max_tokens
+                request = replace(
+                    self._request(asked, scene.before(asked), heard, instruct, sampling or self.sampling, sample, dialogue, last),
+                    max_tokens=room if rate is None else 0,
+                    want=want,
+                    begin=drafted.token_ids,
+                    top=top,
+                    picture=None if picture is None else picture._seen,
+                    features=tuple(parcels),
+                    score="" if rate is None else self._rated(rate),
+                    ended=rate is not None,
+                )
             streamed = scene.stream(self.name, self.node) if stream else None
-            call = Call(self.folder, self.fingerprint, request)
-            reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, call, streamed)
-            if scene.called:
-                scene.called(Called(self, request, reply, usage, start_s, scene.now()))
-            if isinstance(reply, CallError):
-                raise MemberFailed(self.name, reply.message, reply.kind)
-            assert usage is not None
-        if resume is not None and parcel is not None:
-            heard = (resume,)
-        confidence = None if not reply.logprobs else _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs))))
-        cargo: Cargo | None = reply.parcel
-        if begin is not None or top is not None:
-            cargo, confidence = self._drafted(request, reply, drafted if begin is not None else None)
+            reply, usage, start_s = await self._replied(request, streamed)
+        draft = None if begin is None and top is None else self._drafted(request, reply, None if begin is None else drafted)
         sources = [*heard, *features, *(message for message in (begin, picture, rate) if message is not None)]
-        id, parents = scene.next_id(self.name), tuple([message.id for message in sources])
-        stays = next((message._stays for message in (asked, *sources) if message.node == self.node and message._stays is not None), None)
-        scene.made(id, reply)
-        if reply.parcel is not None:
-            scene.hellos[id] = self.hello
-        if scene.listener:
-            scene.listener(Span("call", self.name, self.node, start_s, scene.now(), id, reply.text, heard=parents, confidence=confidence))
-        message = Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
+        message = self._message(asked, sources, reply, usage, start_s, draft)
         if scene.meter is not None and rate is None:
             scene.answered(message, question)
         if streamed is not None:
@@ -225,6 +205,54 @@ class Agent:
     def read(self, message: Message) -> Message:
         """A draft as text, that is at this agent's node or at home, where users have its tokenizer. Free: nothing moves or is computed."""
         return drafting.read(self, message)
+
+    async def _from_states(self, asked: Message, resume: Message, otherwise: Literal["text", "refuse"], want: Want | None) -> Request | None:
+        """The request that goes on from another one's hidden states, when they have come; None where text shall do instead."""
+        parcel = await self._understood(resume, otherwise)
+        if parcel is None:
+            return None
+        await SCENE.get().bring((resume,), self.node, self.name)
+        return Request((Turn("user", asked._said),), self.max_tokens, exit=self.exit, keep=self.keep, want=want, parcel=parcel)
+
+    async def _hear(self, asked: Message, others: Sequence[Message]) -> None:
+        """Wait for the question, with what led to it, and for what else is heard or read."""
+        scene = SCENE.get()
+        led = ([asked] if asked._said else []) + ([scene.transcript()] if scene.before(asked) else [])
+        await scene.bring((*led, *others), self.node, self.name)
+
+    async def _replied(self, request: Request, stream: Stream | None = None) -> tuple[Reply, Usage, float]:
+        """What the model replies, the call's own usage, and when it was asked. Raises MemberFailed."""
+        scene = SCENE.get()
+        start_s = scene.now()
+        call = Call(self.folder, self.fingerprint, request)
+        reply, usage = await scene.call(self.name, self.node, self.shape or self.info.shape, call, stream)
+        if scene.called:
+            scene.called(Called(self, request, reply, usage, start_s, scene.now()))
+        if isinstance(reply, CallError):
+            raise MemberFailed(self.name, reply.message, reply.kind)
+        assert usage is not None
+        return reply, usage, start_s
+
+    def _message(
+        self, asked: Message, sources: Sequence[Message], reply: Reply, usage: Usage, start_s: float, draft: tuple[Draft, float | None] | None
+    ) -> Message:
+        """What was replied, as a message at this agent's node; of a draft, with what `_drafted` says of it."""
+        sure = _as_sent(self.calibration(math.exp(math.fsum(reply.logprobs)))) if reply.logprobs else None
+        cargo, confidence = draft or (reply.parcel, sure)
+        stays = next((message._stays for message in (asked, *sources) if message.node == self.node and message._stays is not None), None)
+        id, parents = self._spoken(sources, reply, reply.text, start_s, confidence)
+        if reply.parcel is not None:
+            SCENE.get().hellos[id] = self.hello
+        return Message(id, self.name, self.node, parents, usage, "text", reply.text, self.extract(reply.text), confidence, cargo, stays)
+
+    def _spoken(self, sources: Sequence[Message], reply: Reply, new: str, start_s: float, confidence: float | None) -> tuple[str, tuple[str, ...]]:
+        """The id of the message that a reply becomes, and those of what it was made from. Who follows the task is told, of the text that is `new`."""
+        scene = SCENE.get()
+        id, parents = scene.next_id(self.name), tuple([message.id for message in sources])
+        scene.made(id, reply)
+        if scene.listener:
+            scene.listener(Span("call", self.name, self.node, start_s, scene.now(), id, new, heard=parents, confidence=confidence))
+        return id, parents
 
     def _rated(self, message: Message) -> str:
         """What is rated, if this agent can: the text that has come."""

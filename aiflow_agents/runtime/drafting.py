@@ -15,12 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aiflow_agents.errors import MemberFailed, UnmetNeed
-from aiflow_agents.models.protocol import HALF, CallError, Parcel, Reply, Request, Sampling, Top, Want
-from aiflow_agents.runtime.handover import Call
-from aiflow_agents.runtime.hooks import Called
+from aiflow_agents.errors import UnmetNeed
+from aiflow_agents.models.protocol import HALF, Parcel, Reply, Request, Sampling, Top, Want
 from aiflow_agents.runtime.scene import SCENE, stable_hash
-from aiflow_agents.runtime.trace import Span
 from aiflow_agents.wire.message import Draft, Message
 from aiflow_agents.wire.odds import count, joined, last
 
@@ -173,20 +170,9 @@ async def _states(agent: Agent, claimed: Message | None) -> Parcel | None:
 
 async def _said(agent: Agent, request: Request, so_far: Draft, sources: tuple[Message, ...]) -> tuple[Message, Reply]:
     """What the model replies, as a message with the draft so far. Raises MemberFailed."""
-    scene = SCENE.get()
-    start_s = scene.now()
-    reply, usage = await scene.call(agent.name, agent.node, agent.shape or agent.info.shape, Call(agent.folder, agent.fingerprint, request))
-    if scene.called:
-        scene.called(Called(agent, request, reply, usage, start_s, scene.now()))
-    if isinstance(reply, CallError):
-        raise MemberFailed(agent.name, reply.message, reply.kind)
-    assert usage is not None
+    reply, usage, start_s = await agent._replied(request)
     cargo, confidence = agent._drafted(request, reply, so_far)
     cargo = replace(cargo, coded=b"", text=reply.text, told=so_far.words or so_far.told)
-    id, parents = scene.next_id(agent.name), tuple([message.id for message in sources])
-    scene.made(id, reply)
-    if scene.listener:
-        new = reply.text.removeprefix(so_far.said if so_far.words else so_far.text)
-        scene.listener(Span("call", agent.name, agent.node, start_s, scene.now(), id, new, heard=parents, confidence=confidence))
+    new = reply.text.removeprefix(so_far.said if so_far.words else so_far.text)
+    id, parents = agent._spoken(sources, reply, new, start_s, confidence)
     return Message(id, agent.name, agent.node, parents, usage, "tokens", reply.text, agent.extract(reply.text), confidence, cargo), reply
-
