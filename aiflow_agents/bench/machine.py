@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from aiflow_agents.evals.runner import packages, revision
+from aiflow_agents.evals.provenance import packages, revision
 
 
 def machine() -> dict[str, Any]:

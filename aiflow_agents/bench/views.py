@@ -23,8 +23,9 @@ from aiflow_agents.evals import statistics
 from aiflow_agents.evals.compare import by_tag, compare_scores
 from aiflow_agents.evals.evaluate import evaluate
 from aiflow_agents.evals.run_folder import read_config, read_samples, read_summary, write_whole
-from aiflow_agents.evals.runner import Silence, Watcher, arm_name, clustered
+from aiflow_agents.evals.runner import Silence, Watcher, arm_name
 from aiflow_agents.evals.suite import Suite, load_suites
+from aiflow_agents.evals.summary import clustered
 from aiflow_agents.runtime.team import TeamFile
 
 STEPS = 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6  # of klt by=output: from 100 bytes a camera down to what text has

@@ -10,9 +10,9 @@ from typing import Any
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.run_folder import CURVES, RunConfig, RunFolder, Sample, read_config, read_summary
-from aiflow_agents.evals.runner import judge_samples, oracle
 from aiflow_agents.evals.scorer import Scorer, load_scorer
 from aiflow_agents.evals.suite import load_suites
+from aiflow_agents.evals.summary import judge_samples, oracle
 from aiflow_agents.runtime.task import Task
 
 
