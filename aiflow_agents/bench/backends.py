@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.errors import AIFlowError
-from aiflow_agents.models.family.model import FamilyModel, at_exit
+from aiflow_agents.models.family.info import at_exit
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 
 TIE = 1e-4
@@ -92,7 +93,7 @@ def _opened(name: str, folder: Path, exit: int | None, max_tokens: int) -> Itera
         yield Behind(kind=kind, model=str(folder), exit=None if name == "family" else exit).load()
         return
     from aiflow_agents.bench.vllm_server import serving
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.info import model_info
 
     info = model_info(folder)
     shape = (info if exit is None else at_exit(info, folder, exit)).shape

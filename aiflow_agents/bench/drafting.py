@@ -15,7 +15,7 @@ from typing import Any
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.runner import Silence, Watcher
 from aiflow_agents.models.family.chat import Chat
-from aiflow_agents.models.family.model import end_ids
+from aiflow_agents.models.family.info import end_ids
 from aiflow_agents.models.protocol import Turn, common
 from aiflow_agents.skills.questions import TRAINED
 from aiflow_agents.skills.splits import balanced

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.models.family.chat import Chat
-from aiflow_agents.models.family.model import end_ids
+from aiflow_agents.models.family.info import end_ids
 from aiflow_agents.models.protocol import Turn, common
 
 TIE = 1e-4  # two engines may differ where the two best logits are this close

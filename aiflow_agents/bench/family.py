@@ -11,7 +11,8 @@ import numpy as np
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals.statistics import mcnemar_exact, ratio, wilson
 from aiflow_agents.models.family.export import number_bytes, sizes
-from aiflow_agents.models.family.model import FamilyModel, model_info
+from aiflow_agents.models.family.info import model_info
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.skills.splits import Question, balanced
 from aiflow_agents.training.heard import answers
 from aiflow_agents.training.sources import skills_of

@@ -17,7 +17,7 @@ import numpy as np
 
 from aiflow_agents.evals.statistics import holm, iut, mcnemar_exact, paired_permutation, tango, wilson
 from aiflow_agents.models.family.decoder import Decoder
-from aiflow_agents.models.family.model import model_info
+from aiflow_agents.models.family.info import model_info
 from aiflow_agents.models.family.rank import Keep, kept, linears, ranks, spend
 from aiflow_agents.skills.splits import Question
 from aiflow_agents.training.card import exam

@@ -102,7 +102,8 @@ def stem(spec: str) -> str:
 
 def _team(folder: Path, suite: Suite, asked: Views, watch: Watcher) -> tuple[Path, dict[str, str]]:
     """The suite's team with a model that has all codecs, and these: name -> spec. What is there already is not made again."""
-    from aiflow_agents.models.family.model import FamilyModel, weights_hash
+    from aiflow_agents.models.family.info import weights_hash
+    from aiflow_agents.models.family.model import FamilyModel
     from aiflow_agents.training.feature_sample import feature_sample, needed_draws
     from aiflow_agents.wire import calibration
     from aiflow_agents.wire.codecs import fit, needs_fitting, parse

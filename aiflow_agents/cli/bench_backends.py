@@ -35,7 +35,7 @@ def backends(
     from ..bench.machine import machine
     from ..errors import UnknownName, UserError
     from ..evals.suite import load_suite
-    from ..models.family.model import at_exit, model_info
+    from ..models.family.info import at_exit, model_info
     from ..models.vllm import REMEDY, installed
     from .display import watcher
 

@@ -36,7 +36,7 @@ def engine(
     from aiflow_agents.bench.machine import machine
     from aiflow_agents.cli.display import watcher
     from aiflow_agents.evals.suite import load_suite
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.info import model_info
 
     folders = [catalog.find("model", name).path for name in models or MODELS]
     for folder in folders:

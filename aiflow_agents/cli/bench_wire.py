@@ -112,7 +112,8 @@ def calibrate(
     """Fit codecs on a model's hidden states and write them where topologies and `aiflow bench wire` find them."""
     from aiflow_agents import catalog
     from aiflow_agents.models.family.config import DecoderConfig
-    from aiflow_agents.models.family.model import FamilyModel, weights_hash
+    from aiflow_agents.models.family.info import weights_hash
+    from aiflow_agents.models.family.model import FamilyModel
     from aiflow_agents.training.feature_sample import feature_sample, needed_draws
     from aiflow_agents.training.refine import refined
     from aiflow_agents.wire import calibration as files

@@ -56,7 +56,7 @@ def hub_info(model: str, dtype: str = "float32", folder: Path | None = None) -> 
 
 def _as_ours(folder: Path, dtype: str) -> ModelInfo | None:
     """A model that our decoder knows, as that says it: so a hidden state means the same to both. None for another one."""
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.info import model_info
 
     try:
         return replace(model_info(folder, dtype=dtype), space="family")

@@ -255,7 +255,7 @@ class Team:
 
         Raises UserError for a folder that is no model.
         """
-        from aiflow_agents.models.family.model import model_info
+        from aiflow_agents.models.family.info import model_info
 
         node = next(nodes[0] for tier in ("cloud", "edge", "device") if (nodes := self.network.tier(tier)))
         self.network.route(self.home, node)  # raises NoRoute before anything runs
@@ -320,7 +320,7 @@ def _mistake(what: str, file: Path | None, member: str, key: str) -> UserError:
 
 
 def _agent(member: str, spec: MemberFile, node: str, home: str, file: Path | None, max_tokens: int) -> Agent:
-    from aiflow_agents.models.family.model import at_exit, model_info
+    from aiflow_agents.models.family.info import at_exit, model_info
     from aiflow_agents.models.family.rank import Keep, spend
     from aiflow_agents.models.hub import folder_of
 

@@ -15,7 +15,8 @@ from aiflow_agents.errors import UserError
 from aiflow_agents.models.confidence import told
 from aiflow_agents.models.family.config import DecoderConfig
 from aiflow_agents.models.family.export import number_bytes, sizes
-from aiflow_agents.models.family.model import FamilyModel, model_info
+from aiflow_agents.models.family.info import model_info
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.family.rank import Keep, spend
 from aiflow_agents.models.protocol import Model, Reply, Request, Turn
 from aiflow_agents.skills.splits import Question, stream

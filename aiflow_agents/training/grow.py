@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.config import RUYI, DecoderConfig
 from aiflow_agents.models.family.export import size_of, stored, write
-from aiflow_agents.models.family.model import model_info
+from aiflow_agents.models.family.info import model_info
 from aiflow_agents.training.branches import add_branches, exit_states
 from aiflow_agents.training.corpus import Batch
 from aiflow_agents.training.loop import Training

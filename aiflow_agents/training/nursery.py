@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.model import FamilyModel, model_info
+from aiflow_agents.models.family.info import model_info
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.skills.questions import SKILLS
 from aiflow_agents.skills.scenes import KINDS
 from aiflow_agents.training.card import COUNT, SEED, Memo, card_for, peer_folder, seen

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aiflow_agents.errors import UserError
-from aiflow_agents.models.family.model import model_info
+from aiflow_agents.models.family.info import model_info
 from aiflow_agents.models.family.rank import kept, linears, ranks
 from aiflow_agents.training.decompose import Method, decompose, save
 from aiflow_agents.training.moments import load, measure

@@ -16,7 +16,7 @@ from aiflow_agents.bench.wire_plot import family, wire_svg
 from aiflow_agents.cli.bench_wire import SHIPPED
 from aiflow_agents.cli.main import main
 from aiflow_agents.models.family.family import Family
-from aiflow_agents.models.family.model import model_info
+from aiflow_agents.models.family.info import model_info
 from aiflow_agents.skills.splits import stream
 from aiflow_agents.training.cut import Cut, cache_samples, sample
 from aiflow_agents.training.tokenizer import EOS, encode, prompt_ids

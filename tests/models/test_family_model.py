@@ -11,7 +11,8 @@ import pytest
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.chat import Chat
-from aiflow_agents.models.family.model import FamilyModel, end_ids, model_info
+from aiflow_agents.models.family.info import end_ids, model_info
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import CallError, Model, Reply, Request, Sampling, Turn
 
 CHATS = [
@@ -156,7 +157,7 @@ def test_hashes_follow_what_decides_an_answer(file, old, new, which, folder, tmp
 
 
 def test_info_needs_no_torch(folder):
-    program = "import sys; from aiflow_agents.models.family.model import model_info; model_info(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    program = "import sys; from aiflow_agents.models.family.info import model_info; model_info(sys.argv[1]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program, str(folder)], check=False).returncode == 0
 
 

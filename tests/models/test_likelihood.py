@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from aiflow_agents.models.family.export import export_branch
-from aiflow_agents.models.family.model import FamilyModel, end_ids
+from aiflow_agents.models.family.info import end_ids
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import CallError, Reply, Request, Turn
 from aiflow_agents.runtime.memory import digest
 

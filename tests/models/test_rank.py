@@ -21,7 +21,8 @@ from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.family import rank
 from aiflow_agents.models.family.decoder import Decoder
 from aiflow_agents.models.family.export import export_branch, write
-from aiflow_agents.models.family.model import FamilyModel, model_info
+from aiflow_agents.models.family.info import model_info
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.family.rank import Linear, allot
 from aiflow_agents.models.protocol import Reply, Request, Turn
 

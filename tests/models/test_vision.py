@@ -12,7 +12,8 @@ import torch
 
 from aiflow_agents.errors import ConfigError
 from aiflow_agents.models.family.config import DecoderConfig
-from aiflow_agents.models.family.model import FamilyModel, model_info
+from aiflow_agents.models.family.info import model_info
+from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import CallError, Reply, Request, Sampling, Turn, Want
 from aiflow_agents.skills import captions
 from aiflow_agents.skills.scenes import CAMERAS, KINDS, draw, exam, pictures

@@ -134,7 +134,7 @@ def test_both_runtimes_give_identical_results(stage: Any, hosts: Any) -> None:
     """Real models, greedy and sampled, in batches of several sizes, cut into pieces."""
     from dataclasses import replace
 
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.info import model_info
     from aiflow_agents.topology.load import load_topology
 
     team = stage.team(ann="phone", tim="tower")

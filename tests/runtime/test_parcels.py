@@ -245,7 +245,7 @@ def placed(team: Team, **folders: Path) -> Team:
     """The team with these folders for some of its members."""
     from dataclasses import replace
 
-    from aiflow_agents.models.family.model import model_info
+    from aiflow_agents.models.family.info import model_info
 
     new = {name: replace(team[name], folder=str(folder), info=model_info(folder)) for name, folder in folders.items()}
     return replace(team, agents={**team.agents, **new})
@@ -288,7 +288,7 @@ def test_a_relay_never_sends_tokens(team: Team, fitted: Fitted) -> None:
 
 def test_what_was_fitted_on_other_weights_is_not_used(fitted: Fitted, tmp_path: Path) -> None:
     from aiflow_agents.models.family.courier import Courier
-    from aiflow_agents.models.family.model import model_info, weights_hash
+    from aiflow_agents.models.family.info import model_info, weights_hash
     from aiflow_agents.wire import calibration
 
     folder = fitted(0.02)

@@ -15,7 +15,7 @@ from scipy.linalg import sqrtm
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.family.decoder import Decoder
-from aiflow_agents.models.family.model import at_exit, model_info
+from aiflow_agents.models.family.info import at_exit, model_info
 from aiflow_agents.models.family.rank import linears
 from aiflow_agents.training import moments as measuring
 from aiflow_agents.training import tokenizer
