@@ -26,7 +26,7 @@ from aiflow_agents.runtime.ledger import Ledger
 from aiflow_agents.runtime.moves import HERE_ALL_THE_WHILE, Move, arrival
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.trace import Listener, Span
-from aiflow_agents.runtime.work import Work, fed
+from aiflow_agents.runtime.work import Work, drafts, fed, needed
 from aiflow_agents.wire.message import Draft, Message, Usage
 
 SCENE: ContextVar[Scene] = ContextVar("aiflow_scene")
@@ -342,30 +342,11 @@ class Scene:
         """
         if reply.work == ():  # the answer had ended already
             return Usage()
-        source: object = request.parcel
-        if request.parcel is not None and request.checks:  # a sequence that grows
-            source = request.parcel.want.layer
-        read = (member, self.fabric.deaths(node, self.now()), request.messages, source, request.picture, request.features)
+        read = self._prompt(member, node, request)
         fresh = read not in self._prefilled
         self._prefilled.add(read)
-        drafted = bool(request.begin or request.begin_text or request.top or request.checks)
-        if request.score:
-            work = Work.scored(shape, request, reply, fresh)
-        elif request.checks:
-            work = Work.checking(shape, request, reply, None if fresh else self._drafts.get(read, ()))
-        else:
-            kept = None if fresh else self._drafts.get(read, ())
-            work = Work.going_on(shape, request, reply, kept) if drafted else Work.of(shape, reply, fresh)
-        if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
-            work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
-        steps, tokens_out, cut = work.steps, reply.tokens_out, False
-        if self.meter is not None:
-            more, each = min(steps, tokens_out), work.decode_flops / steps if steps else 0.0
-            first = tokens_out - more  # what the first pass makes itself
-            steps = self.meter.call(member, work.tokens_in + first, work.prefill_flops, steps, each, more)
-            if steps < work.steps:
-                tokens_out, work = first + min(steps, more), work._replace(steps=steps, decode_flops=each * steps)
-                cut = True
+        whole = needed(shape, request, reply, None if fresh else self._drafts.get(read, ()))
+        work, tokens_out = self._afforded(member, whole, reply.tokens_out)
         tokens_in, prefill_flops, decode_flops = work.tokens_in, work.prefill_flops, work.decode_flops
         cost = price_call(
             self.network.node(node),
@@ -396,11 +377,29 @@ class Scene:
                 stream.begin(pieces(request, reply)[:tokens_out], cost.prefill_s, step_s, tokens_out - min(work.steps, tokens_out))
 
         await self._spend(node, seconds, book, begun if stream is not None else None)
-        if cut and self.meter is not None:
+        if work.steps < whole.steps and self.meter is not None:
             self.meter.may_call()  # raises OverBudget
-        if drafted:
+        if drafts(request):
             self._drafts.setdefault(read, []).append(fed(request, reply))
         return Usage(flops, tokens_in, tokens_out, 1, 0, self.now() - start_s, cost.energy_j)
+
+    def _prompt(self, member: str, node: str, request: Request) -> tuple[object, ...]:
+        """What tells one thing that a member has read from another; a node that has died since has forgotten it."""
+        source: object = request.parcel
+        if request.parcel is not None and request.checks:  # a sequence that grows
+            source = request.parcel.want.layer
+        return member, self.fabric.deaths(node, self.now()), request.messages, source, request.picture, request.features
+
+    def _afforded(self, member: str, work: Work, tokens_out: int) -> tuple[Work, int]:
+        """So much of this work as the budget reaches for, and the tokens that it makes. Raises OverBudget where that is nothing."""
+        if self.meter is None:
+            return work, tokens_out
+        more, each = min(work.steps, tokens_out), work.decode_flops / work.steps if work.steps else 0.0
+        first = tokens_out - more  # what the first pass makes itself
+        steps = self.meter.call(member, work.tokens_in + first, work.prefill_flops, work.steps, each, more)
+        if steps == work.steps:
+            return work, tokens_out
+        return work._replace(steps=steps, decode_flops=each * steps), first + min(steps, more)
 
 
 class Greeting(NamedTuple):

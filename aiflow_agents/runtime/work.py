@@ -66,6 +66,27 @@ class Work(NamedTuple):
         return cls(run.positions, shape.pass_flops(run), shape.pass_bytes(run), 0.0, 0)
 
 
+def drafts(request: Request) -> bool:
+    """Whether an answer is made in parts, over several calls, of which a member keeps the keys and values."""
+    return bool(request.begin or request.begin_text or request.top or request.checks)
+
+
+def needed(shape: Shape, request: Request, reply: Reply, kept: Sequence[Tokens] | None) -> Work:
+    """What this reply takes. `kept`: answers whose keys and values the member has behind this prompt; None: it has not read the prompt."""
+    fresh = kept is None
+    if request.score:
+        work = Work.scored(shape, request, reply, fresh)
+    elif request.checks:
+        work = Work.checking(shape, request, reply, kept)
+    elif drafts(request):
+        work = Work.going_on(shape, request, reply, kept)
+    else:
+        work = Work.of(shape, reply, fresh)
+    if not fresh and (request.picture is not None or request.features):  # what was seen and asked is not read again for another sample
+        work = work._replace(tokens_in=0, prefill_flops=0.0, prefill_bytes=0.0)
+    return work
+
+
 def fed(request: Request, reply: Reply) -> Tokens:
     """The tokens of the answer whose keys and values a member has after this call."""
     begin = request.begin or reply.begun
