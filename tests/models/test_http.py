@@ -27,14 +27,24 @@ def answer(text: str, finish: str = "stop", **more: Any) -> tuple[int, dict[str,
 
 
 class Server:
-    """Answers with what `script` says to the n-th request; keeps what it was asked, and how many asked at once."""
+    """Answers with what `script` says to the n-th request; keeps what it was asked, and how many asked at once.
+
+    What is said is a body, or pieces of one, each of which leaves when it is there; where they raise, it hangs up.
+    """
 
     def __init__(self, script: Callable[[int, Any], Any]):
         self.asked: list[tuple[str, Any, str | None]] = []
-        self.most = self._now = 0
+        self.most = self._now = self.connections = 0
         lock, outer = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                with lock:
+                    outer.connections += 1
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with lock:
@@ -49,9 +59,12 @@ class Server:
                         outer._now -= 1
                 try:
                     if found is None:  # hang up in the middle
-                        self.connection.shutdown(socket.SHUT_RDWR)
+                        self._hang_up()
                         return
                     status, headers, said = found
+                    if isinstance(said, Iterator):
+                        self._pieces(status, headers, said)
+                        return
                     raw = said if isinstance(said, bytes) else json.dumps(said).encode()
                     self.send_response(status)
                     for name, value in headers.items():
@@ -62,12 +75,30 @@ class Server:
                 except OSError:
                     pass  # who asked has gone
 
+            def _pieces(self, status: int, headers: dict[str, str], said: Iterator[bytes]) -> None:
+                chunked = "transfer-encoding" in headers
+                self.send_response(status)
+                for name, value in (headers if chunked else headers | {"connection": "close"}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                try:
+                    for piece in said:
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+                except EOFError:
+                    self._hang_up()
+                else:
+                    self.wfile.write(b"0\r\n\r\n" if chunked else b"")
+
+            def _hang_up(self) -> None:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+
             def log_message(self, *_: Any) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
