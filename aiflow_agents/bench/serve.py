@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aiflow_agents.bench import processes
 from aiflow_agents.errors import AIFlowError
 from aiflow_agents.models.protocol import Request, Turn
 from aiflow_agents.runtime.hosts import load_model
@@ -35,11 +36,12 @@ from aiflow_agents.runtime.team import Team
 PATH = "/v1/chat/completions"
 KEY = "sk-bench-4f7a90c1d2"
 MOST_BODY = 100_000
+ALONE_S = 30.0  # of a round, at most, for the model alone
 
 
 @dataclass
 class Served:
-    """A server under way. `memory_mb` is what its process holds now."""
+    """A server under way."""
 
     port: int
     process: subprocess.Popen[str]
@@ -47,8 +49,13 @@ class Served:
 
     @property
     def memory_mb(self) -> float:
-        with open(f"/proc/{self.process.pid}/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+        """What it and all that it has started hold now: hosts, and Ray's own processes."""
+        return processes.memory_mb(self.process.pid)
+
+    @property
+    def cpu_s(self) -> float:
+        """What these have computed so far."""
+        return processes.cpu_s(self.process.pid)
 
     def said(self) -> str:
         """All that it has written so far."""
@@ -124,11 +131,14 @@ class Connection:
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of both sides: answers a second, and what the server's process held at its end."""
+    """One turn of both sides: answers a second, milliseconds of CPU for each, and what the server's processes held at its end."""
 
     alone_per_s: float
     served_per_s: float
     memory_mb: float
+    alone_cpu_ms: float = 0.0
+    served_cpu_ms: float = 0.0  # of all its processes together
+    clients_cpu_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -172,12 +182,13 @@ def bench_serve(
     requests = [Request((Turn("user", question),), agent.max_tokens, exit=agent.exit, keep=agent.keep) for question in questions]
     bodies = [json.dumps({"model": f"{team}/{member}", "messages": [{"role": "user", "content": question}]}).encode() for question in questions]
 
-    def alone(seconds: float) -> float:
-        done, began = 0, time.perf_counter()
+    def alone(seconds: float) -> tuple[float, float]:
+        """Answers a second, and seconds of CPU for each."""
+        done, began, before_s = 0, time.perf_counter(), time.process_time()
         while (took := time.perf_counter() - began) < seconds:
             model.generate([requests[(done + i) % len(requests)] for i in range(clients)])
             done += clients
-        return done / took
+        return done / took, (time.process_time() - before_s) / done
 
     with served(team, runtime) as server:
         statuses: Counter[int] = Counter()
@@ -188,9 +199,11 @@ def bench_serve(
         warm_mb = server.memory_mb
         for number in range(rounds):
             progress(f"{clients} clients, round {number + 1} of {rounds}")
-            by_itself = alone(seconds / rounds / 4)
+            by_itself, by_itself_s = alone(min(seconds / rounds / 4, ALONE_S))
+            server_s, here_s = server.cpu_s, time.process_time()
             answered = asyncio.run(_load(server, bodies, clients, seconds / rounds, statuses))
-            turns.append(Round(by_itself, answered / (seconds / rounds), server.memory_mb))
+            used_ms = [1000 * took / max(answered, 1) for took in (server.cpu_s - server_s, time.process_time() - here_s)]
+            turns.append(Round(by_itself, answered / (seconds / rounds), server.memory_mb, 1000 * by_itself_s, *used_ms))
         progress("malformed requests")
         rude = asyncio.run(_malformed(server, bodies[0], malformed, seed)) if malformed else {}
         return ServedBeside(*singly, clients, turns, warm_mb, dict(statuses), rude)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from json import dumps
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ def serve(
     suite: Annotated[str, typer.Option(help="Whose test questions are asked.")] = "specialists",
     clients: Annotated[int, typer.Option(min=1, help="That ask at the same time.")] = 100,
     seconds: Annotated[float, typer.Option(min=1, help="Of load, all rounds together.")] = 120.0,
-    rounds: Annotated[int, typer.Option(min=1, help="In each the model alone has its turn too, a quarter as long.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="In each the model alone has its turn too, a quarter as long, 30 s at most.")] = 4,
     singles: Annotated[int, typer.Option(min=1, help="Questions asked one at a time.")] = 200,
     malformed: Annotated[int, typer.Option(min=0, help="Requests that are not as they should be.")] = 500,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="Of `aiflow serve`.")] = "inline",
@@ -47,6 +48,8 @@ def serve(
     typer.echo(f"one at a time   alone {found.alone_s * 1000:.1f} ms, served {found.served_s * 1000:.1f} ms: {found.added_s * 1000:+.1f} ms at the median")
     alone, served = (sum(getattr(turn, side) for turn in found.rounds) / len(found.rounds) for side in ("alone_per_s", "served_per_s"))
     typer.echo(f"{clients} clients     alone {alone:.0f}/s in batches of {clients}, served {served:.0f}/s: {found.share:.0%} (median of {rounds} rounds)")
+    cpu = (statistics.median(getattr(turn, f"{side}_cpu_ms") for turn in found.rounds) for side in ("alone", "served", "clients"))
+    typer.echo("CPU an answer   alone {:.2f} ms, served {:.2f} ms of all its processes, its clients {:.2f} ms".format(*cpu))
     typer.echo(f"memory          {found.memory_mb:.0f} MB warm, {found.rounds[-1].memory_mb:.0f} MB at the end: {found.growth:+.1%}")
     typer.echo(f"answers         {sum(found.statuses.values()):,}, of them errors {found.errors}")
     if rude:

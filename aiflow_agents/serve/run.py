@@ -1,27 +1,32 @@
-"""The endpoint on a port: under uvicorn alone, or as a deployment of Ray Serve."""
+"""The endpoint on a port: in this process, or in a replica of Ray Serve."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.serve.app import app_of
+from aiflow_agents.serve.door import DRAIN_S, Door, DoorThread
 from aiflow_agents.serve.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-DRAIN_S = 30  # for which a question that is under way may go on after SIGTERM
 
 
 def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], None]) -> None:
-    """The same as a deployment of Ray Serve, whose replica opens hosts in the same Ray. `ready(port)` when it answers.
+    """Serve as a deployment of Ray Serve, whose replica opens hosts in the same Ray. `ready(port)` when it answers.
 
-    A Ray that was running before goes on; so does its Ray Serve, without this deployment.
+    The replica listens itself, on the cluster's head: through Ray Serve's proxy a request takes 10 ms of CPU more. Ray Serve starts it, looks after it
+    and starts another one where it dies. A Ray that was running before goes on; so does its Ray Serve, without this deployment.
+
+    Raises UserError for a port that is taken.
     """
+    if not settings.ray_address:
+        _is_free(host, port)
     import ray
     from ray import serve
 
@@ -36,10 +41,7 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
             if "timed out" in str(error):  # in words alone does Ray tell this from other failures
                 raise UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") from error
             raise
-    located, ended = settings.located(), threading.Event()
-
-    def build() -> Any:
-        return app_of(located)
+    ended = threading.Event()
 
     def heed() -> None:
         """Ray has set handlers of its own when it started, which end the process at once."""
@@ -48,64 +50,58 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
 
     heed()  # who stops it while it still starts, stops it when it has
     try:
-        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         deployment = serve.deployment(
             name="endpoint",
             num_replicas=1,
-            max_ongoing_requests=settings.limits.at_once + 16,  # the gate refuses more, and says so
-            graceful_shutdown_timeout_s=DRAIN_S,
-            ray_actor_options={"num_cpus": 0},
+            graceful_shutdown_timeout_s=DRAIN_S + 10,
+            ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
         )
-        serve.run(deployment(serve.ingress(build)(_Replica)).bind(), name="aiflow", route_prefix="/")
+        serve.run(deployment(_Replica).bind(settings.located(), host, port), name="aiflow", route_prefix=None)
         heed()
         ready(port)
         ended.wait()
     finally:
-        serve.delete("aiflow")  # waits for what is under way, while the proxy stands
+        serve.delete("aiflow")  # waits for what is under way
         if started:
             serve.shutdown()
             ray.shutdown()
 
 
 class _Replica:
-    """What Ray Serve wraps the app into."""
+    """What Ray Serve starts, asks for its health, and destroys in the end."""
+
+    def __init__(self, settings: Settings, host: str, port: int):
+        self.door = DoorThread(app_of(settings), host, port)
+
+    def check_health(self) -> None:
+        self.door.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "door"):
+            self.door.close()
+
+
+def _is_free(host: str, port: int) -> None:
+    """Raises UserError for an address at which nobody can listen."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}; take another one with --port") from None
 
 
 def serve_inline(app: Any, host: str, port: int, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, then let what is under way come to its end. `ready(port)` when it listens; port 0 is any that is free."""
-    import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class Protocol(H11Protocol):
-        """A connection whose first request does not come is closed."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.loop.call_later(DRAIN_S, self._late, transport)
-
-        def _late(self, transport: Any) -> None:
-            if getattr(self, "cycle", None) is None:
-                transport.close()
-
-    config = uvicorn.Config(
-        app, host=host, port=port, http=Protocol, ws="none", lifespan="on", access_log=False, log_level="warning", server_header=False,
-        timeout_keep_alive=30, timeout_graceful_shutdown=DRAIN_S, h11_max_incomplete_event_size=65536,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-
-    async def main() -> None:
-        serving = asyncio.ensure_future(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own, which end the process at once
-                signal.signal(number, server.handle_exit)
-            ready(server.servers[0].sockets[0].getsockname()[1])
-        await serving
+    def opened(door: Door) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own, which end the process at once
+            signal.signal(number, door.server.handle_exit)
+        ready(door.port)
 
     previous = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn drains, and then raises the signal again for whoever handled it before
     try:
-        asyncio.run(main())
+        Door(app, host, port).run(opened)
     finally:
         signal.signal(signal.SIGTERM, previous)
