@@ -128,7 +128,8 @@ class _Run:
                     self.watch.advance(len(self.plans) if turn >= 0 else 0)
                 await asyncio.sleep(0.1)  # hooks are told in threads of their own
                 if turn < 0:
-                    asks, _ = _Asks(live, still, links, len(self.plans)), calls.seen.clear()
+                    asks = _Asks(live, still, links, len(self.plans))
+                    calls.seen.clear()
         return list(map(statistics.fmean, asks.took)), Speeds(calls.seen, asks.own_s(calls.seen)), statistics.fmean(asks.late_s)
 
     def _across(self, teams: Sequence[tuple[Team, Runs]]) -> list[tuple[Team, Runs]]:
@@ -162,7 +163,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Asks:
-    """What was asked, and how long it took: `took` by plan over the links, `beside` by topology without a network, `late_s` of messages, in seconds."""
+    """What was asked, and how many seconds it took: `took` by plan over the links, `beside` by topology without a network, `late_s` of messages."""
 
     live: Live
     still: Live

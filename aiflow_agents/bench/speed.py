@@ -22,8 +22,8 @@ from aiflow_agents.wire.message import Message, standing_at
 
 
 class Seen(NamedTuple):
-    """One call that was made by a topology: its first pass read `share` of the `weights` (bytes) for `prefill_flops`, `steps` further ones all of them
-    for `decode_flops`."""
+    """A call that a topology made: its first pass read `share` of the `weights` (bytes) for `prefill_flops`, `steps` further ones all of them for
+    `decode_flops`."""
 
     topology: str
     exit: int
@@ -67,7 +67,7 @@ class Speeds:
             yield topology, exit, self.of(topology, exit)
 
     def network(self, network: Network, plan: Plan) -> Network:
-        """The same links between nodes that all are this machine, which computes one call at a time, to its end, each as fast as at what this plan puts
+        """The same links between nodes that all are this machine, which computes one call at a time and to its end, as fast as what this plan puts
         there."""
         nodes = dict(network.nodes)
         for name in {member["node"] for member in plan.members.values()}:

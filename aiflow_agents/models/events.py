@@ -87,7 +87,7 @@ class Pieced:
         return self._finish is not None or (self._done and self._portions > 0)
 
     def body(self, tokens_in: int) -> dict[str, Any]:
-        """As it would have come at once. Of an endpoint that does not say what it took, the prompt counts `tokens_in`, and each portion as a token."""
+        """As it would have come at once. Where the endpoint does not say what it took, the prompt counts `tokens_in`, each portion as a token."""
         words: dict[str, Any] = {"message": {"content": self.text}} if self._chat else {"text": self.text}
         logprobs = {"content" if self._chat else "token_logprobs": self._logprobs} if self._logprobs else None
         usage = self._usage or {"prompt_tokens": tokens_in, "completion_tokens": len(self._logprobs) or self._portions}

@@ -3,8 +3,8 @@
     429, 5xx, a time-out, a broken connection  --back off, try again, until the deadline-->  CallError "failed"
     any other 4xx                              ------------------------------------------->  CallError "refused"
 
-Where somebody listens, answers are asked for in pieces, which are told as they come. One that breaks off is asked for again: it has to begin with what
-was told, as that cannot be taken back, and goes on from there. An endpoint that knows no pieces answers at once.
+Where somebody listens, answers are asked for in pieces, which are told as they come. One that breaks off is asked for again: it has to begin with
+what was told, as that cannot be taken back, and goes on from there. An endpoint that knows no pieces answers at once.
 
 What such an endpoint answers is recorded, and not reproducible. Its key comes from the environment alone and is in no message, log or file.
 """

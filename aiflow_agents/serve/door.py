@@ -1,6 +1,7 @@
 """The door: the app on a port, in the event loop of whoever serves it.
 
-uvicorn, with its parser and its loop in C where `httptools` and `uvloop` are installed, which `pip install 'aiflow-agents[serve]'` brings where there are any.
+uvicorn, with its parser and its loop in C where `httptools` and `uvloop` are installed: `pip install 'aiflow-agents[serve]'` brings them where there
+are any.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class DoorThread:
 
 
 def _protocol() -> Any:
-    """HTTP/1.1 as uvicorn reads it, for clients that are not trusted: a connection whose first request does not come is closed, and a head has an end."""
+    """HTTP/1.1 as uvicorn reads it, for clients not to be trusted: a connection without a first request is closed, and a head has an end."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     base: Any = H11Protocol

@@ -5,8 +5,8 @@ r"""What was read before is not read again: a few sessions of a family, for call
     check     prompt d1 | d2 x y                         cut back to where they part, then x y are fed
 
 A request that goes on from nothing is a new question, and is read from its beginning whoever asked it before, so what a question takes does not
-depend on the last one. Only for lone requests under a real clock. What a session says may differ in the last bit from what a batch says, so where answers must not depend on
-what else is asked, as in an evaluation, the engine reads everything anew.
+depend on the last one. Only for lone requests under a real clock. What a session says may differ in the last bit from what a batch says, so where
+answers must not depend on what else is asked, as in an evaluation, the engine reads everything anew.
 """
 
 from __future__ import annotations
