@@ -118,12 +118,11 @@ class _Run:
             asks = _Asks(live, still, links, len(self.plans))
             await live.warm(*(team for team, _ in teams))
             for turn in range(-1, self.rounds):  # the first is the warm-up, with one question
-                for at, (question, known) in enumerate(zip(self.asked, self.known, strict=True) if turn >= 0 else [(self.asked[0], self.known[0])]):
-                    asks_now: list[Callable[[], Awaitable[None]]] = [partial(asks.over_links, i, *team, question) for i, team in enumerate(teams)]
-                    asks_now += [partial(asks.late, *team, known) for team in self._across(teams)]
-                    asks_now += [partial(asks.alone, *way, known) for way in self._ways()]
-                    random.Random(f"{self.seed}/{turn}/{at}").shuffle(asks_now)
-                    for ask in asks_now:
+                pairs = list(zip(self.asked, self.known, strict=True))[: 1 if turn < 0 else None]
+                for at, (question, known) in enumerate(pairs):
+                    all_of_it = self._all(asks, teams, question, known)
+                    random.Random(f"{self.seed}/{turn}/{at}").shuffle(all_of_it)
+                    for ask in all_of_it:
                         await ask()
                     self.watch.advance(len(self.plans) if turn >= 0 else 0)
                 await asyncio.sleep(0.1)  # hooks are told in threads of their own
@@ -132,9 +131,14 @@ class _Run:
                     calls.seen.clear()
         return list(map(statistics.fmean, asks.took)), Speeds(calls.seen, asks.own_s(calls.seen)), statistics.fmean(asks.late_s)
 
-    def _across(self, teams: Sequence[tuple[Team, Runs]]) -> list[tuple[Team, Runs]]:
-        """One plan of each kind whose messages cross links."""
-        return list({plan.topology: team for plan, team in zip(self.plans, teams, strict=True)}.values())
+    def _all(self, asks: _Asks, teams: Sequence[tuple[Team, Runs]], question: str, known: str) -> list[Callable[[], Awaitable[None]]]:
+        """A question to every plan; and one that measures the machine: to every kind of call, and over the links to one plan of each topology."""
+        across = {plan.topology: team for plan, team in zip(self.plans, teams, strict=True)}
+        return [
+            *(partial(asks.over_links, plan, *team, question) for plan, team in enumerate(teams)),
+            *(partial(asks.late, *team, known) for team in across.values()),
+            *(partial(asks.alone, *way, known) for way in self._ways()),
+        ]
 
     def _ways(self) -> list[tuple[Team, Runs]]:
         """Every kind of call of these plans, each when nothing else goes on."""
