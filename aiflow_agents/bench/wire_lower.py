@@ -61,5 +61,5 @@ def _go_on(cut: Cut, states: Tensor, lower: LowerCache, answer: list[int]) -> Te
     """Logits [answer tokens, vocab] where each is to come, after those before it."""
     session = cut.family.session()
     session.resume(states[None], layer=cut.layer, lower=lower)
-    first = session.logits(exit=cut.exits[0])[0, -1:]
+    first = session.logits(exit=cut.exits[0], last=1)[0]
     return torch.cat([first, session.feed(torch.tensor([answer[:-1]]), exit=cut.exits[0])[0]]) if len(answer) > 1 else first

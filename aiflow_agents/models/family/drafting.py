@@ -58,12 +58,12 @@ def speculate(
     while len(made) < max_tokens and not (made and made[-1] in stop):
         start, tokens = session.positions, list[int]()
         for _ in range(min(ahead, max_tokens - len(made) - 1)):
-            tokens.append(int(session.logits(exit=draft)[0, -1].argmax()))
+            tokens.append(int(session.logits(exit=draft, last=1)[0, -1].argmax()))
             session.append(_column(tokens[-1]))
             if tokens[-1] in stop:
                 break
         # what the deeper exit says behind the last known token and behind each drafted one: [drafted + 1]
-        own = session.logits(exit=exit)[0, -len(tokens) - 1 :].argmax(-1).tolist()
+        own = session.logits(exit=exit, last=len(tokens) + 1)[0].argmax(-1).tolist()
         kept = common(own, tokens)
         ended = bool(kept) and tokens[kept - 1] in stop
         session.truncate(start + kept)

@@ -79,7 +79,7 @@ class Recent:
         claim = Claim(tuple(known), (request.check or ())[:room], room)
         fed = [*known, *claim.tokens]
         session = self._reached(model, request, fed, len(known) - 1)
-        logits = session.logits(exit=request.exit)[0, -(len(claim.tokens) + 1) :]
+        logits = session.logits(exit=request.exit, last=len(claim.tokens) + 1)[0]
         verdict, blocks = judged(claim, logits, model.engine.eos_ids), len(model.engine.decoder.config.path(request.exit))
         return model._verdict(request, claim, len(prompt), verdict, blocks)
 
@@ -89,7 +89,7 @@ class Recent:
         session = self._reached(model, request, known, len(known) - 1)
         fed, tokens, logprobs, finish = self._kept[-1][1], list[int](), list[float](), "length"
         while True:
-            logits = session.logits(exit=request.exit)[0, -1]
+            logits = session.logits(exit=request.exit, last=1)[0, -1]
             token = int(logits.argmax())
             tokens.append(token)
             logprobs.append(float(torch.log_softmax(logits, -1)[token]))

@@ -57,7 +57,7 @@ class Session:
     def feed(self, token_ids: Tensor, *, exit: int | None = None) -> Tensor:
         """Append token_ids [rows, new] and give the logits at these new positions at one exit, [rows, new, vocab]. Raises as `append` does."""
         self.append(token_ids)
-        return self.logits(exit=exit)[:, -token_ids.shape[1] :]
+        return self.logits(exit=exit, last=token_ids.shape[1])
 
     @torch.inference_mode()
     def append(self, token_ids: Tensor) -> None:
@@ -71,16 +71,22 @@ class Session:
         self.positions += token_ids.shape[1]
 
     @torch.inference_mode()
-    def logits(self, *, exit: int | None = None) -> Tensor:
-        """Bring one exit up to the last position: logits [rows, caught up, vocab] where its block had not yet been, and at the last."""
-        return self.decoder.head(self._out(exit), exit)
+    def logits(self, *, exit: int | None = None, last: int | None = None) -> Tensor:
+        """Bring one exit up to the last position: logits [rows, caught up, vocab] where its block had not yet been, and at the last.
 
-    def _out(self, exit: int | None) -> Tensor:
-        last = self.decoder.config.exits[-1] if exit is None else exit
+        `last`: of at most so many, the last ones. Of the others the exit's block then needs only keys and values.
+        """
+        return self.decoder.head(self._out(exit, last), exit)
+
+    def _out(self, exit: int | None, last: int | None) -> Tensor:
+        deepest = self.decoder.config.exits[-1] if exit is None else exit
         block = self.decoder.config.path(exit)[-1]
-        hidden = self._reach(last)
+        hidden = self._reach(deepest)
         start = min(self._filled.get(block, 0), self.positions - 1)  # asked twice, the last position is run again
-        return self._run(hidden[:, start:], (block,), start)
+        new, read = self.positions - start, None
+        if last is not None and last < new:
+            read = torch.arange(new - last, new).expand(self.rows, last)
+        return self._run(hidden[:, start:], (block,), start, read)
 
     def _reach(self, layer: int) -> Tensor:
         """The inputs of a station for all positions, after catching up."""
@@ -92,15 +98,15 @@ class Session:
                 self._add(following, self._run(self._inputs[station][:, done:], range(station, following), done))
         return self._inputs[layer]
 
-    def _run(self, hidden: Tensor, blocks: Sequence[int], start: int) -> Tensor:
-        """Blocks over positions start.. , of which each has seen exactly what is before."""
+    def _run(self, hidden: Tensor, blocks: Sequence[int], start: int, read: Tensor | None = None) -> Tensor:
+        """Blocks over positions start.. , of which each has seen exactly what is before; `read` as in `decoder.run`."""
         stop = start + hidden.shape[1]
         assert all(self._filled.get(block, 0) >= start for block in blocks), (blocks, start, self._filled)
         self._filled.update({block: max(self._filled.get(block, 0), stop) for block in blocks})  # what was run again stays as far as it was
         cache = self._room(stop)
         if self._span is None or (self._span.first, self._span.end) != (start, stop):  # the stations of one pass share it
             self._span = self._stands(start, stop)
-        return self.decoder.run(hidden, cache, self._span, list(blocks))
+        return self.decoder.run(hidden, cache, self._span, list(blocks), read)
 
     def _stands(self, start: int, stop: int) -> Span:
         """As `decoder.prompt_span`. One position sees all that is before it: there a mask leaves everything open."""
@@ -216,7 +222,7 @@ class Session:
         made: list[list[int]] = [[] for _ in range(self.rows)]
         going = set(range(self.rows))
         for i in range(max_tokens):
-            tokens = self.logits(exit=choose(i))[:, -1].argmax(-1)
+            tokens = self.logits(exit=choose(i), last=1)[:, -1].argmax(-1)
             for row in sorted(going):
                 made[row].append(int(tokens[row]))
                 if made[row][-1] in stop:
