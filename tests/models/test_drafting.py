@@ -62,9 +62,9 @@ def test_an_exit_that_drafts_what_is_said_saves_passes(decoder: Decoder) -> None
     [alone] = opened(decoder, prompt).generate(12, exit=5)
 
     class Oracle(Session):
-        def logits(self, *, exit: int | None = None) -> torch.Tensor:
+        def logits(self, *, exit: int | None = None, last: int | None = None) -> torch.Tensor:
             if exit != 1:
-                return super().logits(exit=exit)
+                return super().logits(exit=exit, last=last)
             said = torch.zeros(1, 1, decoder.config.vocab)
             said[0, 0, alone[self.positions - len(prompt)]] = 1.0
             return said
