@@ -22,102 +22,14 @@ import math
 import selectors
 import threading
 from collections.abc import Callable, Coroutine
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Any, NoReturn, TypeVar
 
 from ..errors import Deadlock
+from .world import WORLD, Alarm, Entry, External, Timer, World
 
 T = TypeVar("T")
-_WORLD: contextvars.ContextVar[World | None] = contextvars.ContextVar("aiflow_world", default=None)
-_PURGE_FROM = 64  # a heap with more cancelled timers than this, and than living ones, is rebuilt
 _RESCUES = 10  # a task that goes on waiting for ever after so many Deadlocks ends the run
-
-
-def current_world() -> World | None:
-    """The world this code runs in; None outside of any (the driver)."""
-    return _WORLD.get()
-
-
-class World:
-    """One task's world: its own time in seconds, starting at 0, and its own timers."""
-
-    __slots__ = ("name", "now", "unanswered", "timers", "cancelled", "settling", "listed")
-
-    def __init__(self, name: str):
-        self.name = name
-        self.now = 0.0
-        self.unanswered = 0  # calls handed out and not yet answered; while there are any, `now` stands still
-        self.timers: list[_Entry] = []  # heap
-        self.cancelled = 0  # cancelled timers still in the heap
-        self.settling: list[asyncio.Future[None]] = []  # woken when nothing is left to do at this instant
-        self.listed = False  # stands in its loop's list of worlds that may be able to move
-
-    def __repr__(self) -> str:
-        return f"<World {self.name} t={self.now:g}s timers={len(self.timers) - self.cancelled} unanswered={self.unanswered}>"
-
-
-class External:
-    """A call to something outside of simulated time, waiting for its answer."""
-
-    __slots__ = ("world", "payload", "future", "_answered")
-
-    def __init__(self, world: World, payload: Any, future: asyncio.Future[Any], answered: Callable[[External], None]):
-        self.world, self.payload, self.future, self._answered = world, payload, future, answered
-
-    def resolve(self, value: Any) -> None:
-        """Answer. Does nothing when the caller has cancelled, or has its answer already."""
-        if not self.future.done():
-            self._answered(self)
-            self.future.set_result(value)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error, which the caller sees raised."""
-        if not self.future.done():
-            self._answered(self)
-            self.future.set_exception(error)
-
-
-class _Timer(asyncio.TimerHandle):
-    """A timer that tells its world when it is cancelled, so that dead ones do not pile up."""
-
-    __slots__ = ("world",)
-    world: World | None  # None once it has fired
-
-    def cancel(self) -> None:
-        if not self.cancelled():
-            super().cancel()
-            if self.world is not None:
-                _one_more_dead(self.world)
-
-
-class _Alarm:
-    """The timer of `sleep_until`: a third of the price of asyncio's, and half of all timers are such."""
-
-    __slots__ = ("world", "off")
-
-    def __init__(self, world: World):
-        self.world: World | None = world
-        self.off = False
-
-    def cancelled(self) -> bool:
-        return self.off
-
-    def cancel(self) -> None:
-        if not self.off:
-            self.off = True
-            if self.world is not None:
-                _one_more_dead(self.world)
-
-
-def _one_more_dead(world: World) -> None:
-    world.cancelled += 1
-    if world.cancelled > _PURGE_FROM and world.cancelled * 2 > len(world.timers):
-        world.timers[:] = [entry for entry in world.timers if not entry[2].cancelled()]
-        heapify(world.timers)
-        world.cancelled = 0
-
-
-_Entry = tuple[float, int, _Timer | _Alarm, Callable[..., Any], tuple[Any, ...]]  # ordered by (when, sequence); how to fire it
 Handover = Callable[[list[External]], None]
 
 
@@ -183,20 +95,20 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """Seconds of the current world."""
-        return (_WORLD.get() or self._root).now
+        return (WORLD.get() or self._root).now
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Call back when the current world's time is `when`. A time in the past fires at the next idle step; `inf` never does."""
-        world = _WORLD.get() or self._root
-        timer: _Timer | _Alarm
+        world = WORLD.get() or self._root
+        timer: Timer | Alarm
         if callback is _wake:  # needs no context, and nobody but `sleep_until` gets to see its timer
-            timer, run = _Alarm(world), callback
+            timer, run = Alarm(world), callback
         else:
             if context is None:
                 context = contextvars.copy_context()
-            timer, run = _Timer(when, callback, args, self, context), context.run
+            timer, run = Timer(when, callback, args, self, context), context.run
             timer.world, args = world, (callback, *args)
         if when < math.inf:
             heappush(world.timers, (when, next(self._sequence), timer, run, args))
@@ -221,7 +133,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
     def spawn(self, world: World, coro: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         """Run a coroutine inside `world`. Whatever it starts in turn lives in that world too."""
         context = contextvars.copy_context()
-        context.run(_WORLD.set, world)
+        context.run(WORLD.set, world)
         task = self.create_task(self._guarded(coro), name=name or world.name, context=context)
         self._spawned[task] = (world, coro)
         task.add_done_callback(self._forget)
@@ -229,7 +141,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
     def external(self, payload: Any) -> asyncio.Future[Any]:
         """Call something outside of simulated time. The current world stands still until it is answered, or the future cancelled."""
-        world = _WORLD.get() or self._root
+        world = WORLD.get() or self._root
         future = self.create_future()
         self._waiting[External(world, payload, future, self._answered)] = None
         world.unanswered += 1
@@ -237,7 +149,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
     def end_of_instant(self) -> asyncio.Future[None]:
         """Done when the current world has nothing left to do before its time moves on."""
-        world = _WORLD.get() or self._root
+        world = WORLD.get() or self._root
         future = self.create_future()
         world.settling.append(future)
         self._list(world)
@@ -250,7 +162,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Run `main` outside of any world, then cancel what is left and close the loop. Raises Deadlock if nobody but `main` is left, and stuck."""
         context = contextvars.copy_context()
-        context.run(_WORLD.set, None)
+        context.run(WORLD.set, None)
         try:
             return self.run_until_complete(self.create_task(main, name="main", context=context))
         finally:
@@ -280,7 +192,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
 
     def _advance(self) -> bool:
         """Set every world that can move to its next timer, and fire all that are due then. False if no world could move."""
-        due: list[_Entry] = []
+        due: list[Entry] = []
         woken = False
         worlds, self._runnable = self._runnable, []
         for world in worlds:
@@ -315,7 +227,7 @@ class WorldLoop(asyncio.SelectorEventLoop):
         self._fire(due)
         return woken or bool(due)
 
-    def _fire(self, due: list[_Entry]) -> None:
+    def _fire(self, due: list[Entry]) -> None:
         for _, _, timer, run, args in due:
             if timer.cancelled():  # by a timer before it, at the same instant
                 continue

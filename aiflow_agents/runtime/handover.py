@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from aiflow_agents.models.protocol import CallError, Reply, Request
-from aiflow_agents.net.clock import External
+from aiflow_agents.net.world import External
 from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Key, Memory
 

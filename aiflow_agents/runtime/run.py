@@ -15,7 +15,8 @@ from typing import Protocol
 
 from aiflow_agents.errors import AIFlowError, Deadlock, OverBudget, UserError
 from aiflow_agents.net import clock
-from aiflow_agents.net.clock import World, WorldLoop
+from aiflow_agents.net.clock import WorldLoop
+from aiflow_agents.net.world import World
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.decoding import Decoding
 from aiflow_agents.runtime.delivery import Delivery, Portion

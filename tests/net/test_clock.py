@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiflow_agents.errors import Deadlock
-from aiflow_agents.net.clock import External, World, WorldLoop, current_world, run, settle, sleep_until
+from aiflow_agents.net.clock import WorldLoop, run, settle, sleep_until
+from aiflow_agents.net.world import External, World, current_world
 
 WALL_S = 5.0  # a bound on real time that only real waiting would break
 

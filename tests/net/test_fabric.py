@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiflow_agents.errors import NoRoute, UnknownName
-from aiflow_agents.net.clock import World, run, sleep_until
+from aiflow_agents.net.clock import run, sleep_until
 from aiflow_agents.net.fabric import Fabric
 from aiflow_agents.net.network import Link, Network, Node, Radio
 from aiflow_agents.net.together import gather
+from aiflow_agents.net.world import World
 
 
 def network(*links: Link, slots: int = 1, cancels: bool = True, **more) -> Network:

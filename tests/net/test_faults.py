@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from aiflow_agents.errors import ConfigError, Unreachable, UserError
 from aiflow_agents.net import faults
-from aiflow_agents.net.clock import World, run, sleep_until
+from aiflow_agents.net.clock import run, sleep_until
 from aiflow_agents.net.fabric import FRAME_BYTES, Fabric
 from aiflow_agents.net.faults import Fault
 from aiflow_agents.net.network import Link, Network, Node, Radio
 from aiflow_agents.net.together import gather
+from aiflow_agents.net.world import World
 
 TIERS = {"a": "device", "pad": "device", "b": "edge", "c": "cloud", "c-2": "cloud"}
 AB = Link("a", "b", up_bps=8000, down_bps=16000, latency_s=0.5)  # up 1,000 bytes a second, down 2,000

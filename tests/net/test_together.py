@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiflow_agents.net.clock import World, current_world, run, sleep_until
+from aiflow_agents.net.clock import run, sleep_until
 from aiflow_agents.net.together import first, gather
+from aiflow_agents.net.world import World, current_world
 
 
 def in_world(coro, handover=None):
