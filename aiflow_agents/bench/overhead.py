@@ -22,10 +22,11 @@ from typing import Any
 
 from aiflow_agents.bench.machine import cpu_seconds
 from aiflow_agents.errors import AIFlowError
-from aiflow_agents.evals.evaluate import plan, start_hosts
+from aiflow_agents.evals.evaluate import plan
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.run_folder import RunFolder
 from aiflow_agents.evals.runner import Evaluation, Silence, Watcher
+from aiflow_agents.evals.start import start_hosts
 from aiflow_agents.models.protocol import Reply, Request, Turn
 from aiflow_agents.runtime.hosts import Answers, Batches, Hosts
 from aiflow_agents.runtime.memory import Memory

@@ -20,10 +20,11 @@ import numpy as np
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import clusters, statistics
 from aiflow_agents.evals.compare import paired
-from aiflow_agents.evals.evaluate import plan, start_hosts
+from aiflow_agents.evals.evaluate import plan
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.run_folder import CURVES, OK, OVER_BUDGET, RunFolder, Sample, read_config, read_curves, read_summary, write_whole
 from aiflow_agents.evals.runner import Arm, Evaluation, Silence, Watcher
+from aiflow_agents.evals.start import start_hosts
 from aiflow_agents.evals.trial import DevTrial
 from aiflow_agents.runtime.budget import Budget, spent
 from aiflow_agents.runtime.hosts import Hosts

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,22 +11,22 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
-from aiflow_agents import catalog, telemetry_off
+from aiflow_agents import catalog
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.evals.rehearsal import rehearse
 from aiflow_agents.evals.report import show, write_report
 from aiflow_agents.evals.run_folder import RunFolder
 from aiflow_agents.evals.runner import Evaluation, Silence, Watcher, new_run_path
 from aiflow_agents.evals.scorer import Scorer
+from aiflow_agents.evals.start import start_hosts
 from aiflow_agents.evals.suite import Given, Suite, load_suites
 from aiflow_agents.evals.tables import What, rows, to_arrow, to_pandas
 from aiflow_agents.evals.verdict import percent, points, quantity, sentence
-from aiflow_agents.models.protocol import Model
 from aiflow_agents.net.faults import Fault, parse
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.extraction import extraction
 from aiflow_agents.runtime.hooks import Hooks, Run, log_warning
-from aiflow_agents.runtime.hosts import Hosts, open_hosts
+from aiflow_agents.runtime.hosts import Hosts
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.placement import seated
 from aiflow_agents.runtime.ray_metrics import RayMetrics
@@ -145,36 +143,14 @@ def plan(
     team. `budget` limits what each task may spend, in every arm, on dev and on test (see `runtime.budget`). `faults` go wrong in each task, as in
     `["cloud dies 2.0"]`, beside those of the network's file (see `net.faults`). Loads no weights.
     """
-    if scorer is not None and isinstance(suite, str | Suite):
-        raise UserError("a suite brings its scorer along: `scorer` is for tasks that are given as a list")
-    suites = [suite] if isinstance(suite, Suite) else load_suites(suite) if isinstance(suite, str) else [Suite.of(suite, scorer or "exact")]
-    if len(suites) != 1:
-        raise UserError(f"'{suite}' is a group of suites: evaluate {', '.join(s.name for s in suites)} one by one")
-    one = suites[0].reading(None if data is None else str(data))
-    if team is None and one.given:
-        raise UserError(f"a suite made in Python names no team: give one, as in evaluate({one.name}, team)")
-    if isinstance(team, Team):
-        if network is not None:
-            raise UserError("a Team brings its network along: give `network` to Team.load instead")
-        people, team_name = team, _where_from(team)
-    else:
-        where = _entry("team", team, one.file.team, one)
-        net = _entry("network", network, one.file.network, one).path if network or one.file.network else None
-        people, team_name = Team.load(where.path, network=net, max_tokens=one.file.max_tokens), _findable(where)
+    one = _one(suite, scorer).reading(None if data is None else str(data))
+    people, team_name = _people(one, team, network)
     people = people.extracting(extraction(one.file.extract)).with_faults(*parse(faults))
     alone = None if monolith is None else _monolith(monolith, people, one)
-    if topologies is None:
-        patterns: list[tuple[str, dict[str, Any]] | Topology] = []
-        for place, (name, parameters) in enumerate(one.topologies()):
-            try:
-                patterns.append(_settled(catalog.find("topology", name, base=one.folder), parameters))
-            except UserError as error:
-                raise one.mistake(error, "topologies", place) from None
-    else:
-        asked = map(_pattern, topologies)
-        patterns = [each if isinstance(each, Topology) else _settled(catalog.find("topology", each[0]), each[1]) for each in asked]
+    patterns = _patterns(one, topologies)
+    suite_name = catalog.IN_PYTHON + one.name if one.given else _findable(catalog.Entry("suite", one.name, one.folder / "eval.yaml", "path"))
     config: dict[str, Any] = {
-        "suite": catalog.IN_PYTHON + one.name if one.given else _findable(catalog.Entry("suite", one.name, one.folder / "eval.yaml", "path")),
+        "suite": suite_name,
         "team": team_name,
         "network": _findable(catalog.Entry("network", Path(people.network.file).stem, Path(people.network.file), "path"))
         if people.network.file
@@ -183,23 +159,61 @@ def plan(
         "seed": seed,
         "limit": limit,
         "repeats": repeats,
+        **({} if one.data is None else {"data": one.data}),
+        **({} if monolith is None else {"monolith": _findable(catalog.find("model", str(monolith)))}),
+        **({"budget": budget.limits()} if budget else {}),
+        **({"faults": list(map(str, people.network.faults))} if people.network.faults else {}),
     }
-    if one.data is not None:
-        config["data"] = one.data
-    if monolith is not None:
-        config["monolith"] = _findable(catalog.find("model", str(monolith)))
-    if budget:
-        config["budget"] = budget.limits()
-    if people.network.faults:
-        config["faults"] = list(map(str, people.network.faults))
     evaluation = Evaluation(one, people, patterns, seed, limit, repeats, config, monolith=alone, budget=budget)
     rehearse(evaluation)
-    # not to be set by anyone, but a run does not go on with other weights or other questions than it began with
-    config["members"] = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in [*people, *(alone or ())]}
-    if one.file.extract != "text":
-        config["extract"] = one.file.extract if isinstance(one.file.extract, str) else one.file.extract.model_dump(exclude_defaults=True)
-    config["tasks"] = f"{len(evaluation.dev)} dev, {len(evaluation.test)} test, {stable_hash(evaluation.dev, evaluation.test):016x}"
+    config |= _pinned(evaluation)  # the evaluation's own: what it has drawn by now it need not draw again
     return evaluation
+
+
+def _pinned(evaluation: Evaluation) -> dict[str, Any]:
+    """Not to be set by anyone, but a run does not go on with other weights or other questions than it began with."""
+    extract, everybody = evaluation.suite.file.extract, [*evaluation.team, *(evaluation.monolith or ())]
+    members = {agent.name: f"{agent.info.name} {agent.info.weights_hash[:12]} at {agent.node}" for agent in everybody}
+    told = {} if extract == "text" else {"extract": extract if isinstance(extract, str) else extract.model_dump(exclude_defaults=True)}
+    dev, test = evaluation.dev, evaluation.test
+    return {"members": members, **told, "tasks": f"{len(dev)} dev, {len(test)} test, {stable_hash(dev, test):016x}"}
+
+
+def _one(suite: str | Suite | Iterable[Given], scorer: str | Scorer | None) -> Suite:
+    """The suite that is meant."""
+    if scorer is not None and isinstance(suite, str | Suite):
+        raise UserError("a suite brings its scorer along: `scorer` is for tasks that are given as a list")
+    suites = [suite] if isinstance(suite, Suite) else load_suites(suite) if isinstance(suite, str) else [Suite.of(suite, scorer or "exact")]
+    if len(suites) != 1:
+        raise UserError(f"'{suite}' is a group of suites: evaluate {', '.join(s.name for s in suites)} one by one")
+    return suites[0]
+
+
+def _people(suite: Suite, team: str | Team | None, network: str | None) -> tuple[Team, str]:
+    """Who answers, and what config.json calls them."""
+    if team is None and suite.given:
+        raise UserError(f"a suite made in Python names no team: give one, as in evaluate({suite.name}, team)")
+    if isinstance(team, Team):
+        if network is not None:
+            raise UserError("a Team brings its network along: give `network` to Team.load instead")
+        return team, _where_from(team)
+    where = _entry("team", team, suite.file.team, suite)
+    net = _entry("network", network, suite.file.network, suite).path if network or suite.file.network else None
+    return Team.load(where.path, network=net, max_tokens=suite.file.max_tokens), _findable(where)
+
+
+def _patterns(suite: Suite, topologies: Sequence[Pattern] | None) -> list[tuple[str, dict[str, Any]] | Topology]:
+    """The topologies that are given, or else the suite's own."""
+    if topologies is not None:
+        asked = map(_pattern, topologies)
+        return [each if isinstance(each, Topology) else _settled(catalog.find("topology", each[0]), each[1]) for each in asked]
+    patterns: list[tuple[str, dict[str, Any]] | Topology] = []
+    for place, (name, parameters) in enumerate(suite.topologies()):
+        try:
+            patterns.append(_settled(catalog.find("topology", name, base=suite.folder), parameters))
+        except UserError as error:
+            raise suite.mistake(error, "topologies", place) from None
+    return patterns
 
 
 def evaluate(
@@ -329,53 +343,3 @@ def _calls(run: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"no remembered answers at {path}")
     return path
-
-
-def start_hosts(runtime: str, ray_address: str | None = None, *, models: Mapping[str, Model] | None = None, **options: Any) -> Hosts:
-    """`open_hosts`, with telemetry off and one line where no cluster is at that address: Ray itself looks for minutes and then ends the process."""
-    telemetry_off()
-    if runtime != "ray":
-        return open_hosts(runtime, models=models)
-    import ray
-
-    was_there = ray.is_initialized()
-    try:
-        host, _, port = (ray_address or "").rpartition(":")
-        if host and port.isdigit() and "://" not in host:
-            import socket
-
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        with _patience():
-            return open_hosts(runtime, address=ray_address, models=models, **options)
-    except BaseException as error:
-        if not was_there:
-            ray.shutdown()
-        if ray_address and isinstance(error, OSError | ValueError):  # ConnectionError is an OSError
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"no Ray cluster at {ray_address}: {why}; start one with `ray start --head`, or leave --ray-address out") from error
-        if isinstance(error, Exception) and "timed out" in str(error):  # in words alone does Ray tell this from other failures
-            raise UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") from error
-        raise
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Let Ctrl-C wait until Ray has started, which forks and imports: in there it can be swallowed. A second one does not wait."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = False
-
-    def remember(number: int, frame: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.errors import UnknownName, UserError
-from aiflow_agents.evals.evaluate import plan, start_hosts
+from aiflow_agents.evals.evaluate import plan
 from aiflow_agents.evals.report import write_report
 from aiflow_agents.evals.run_folder import SWEEP, RunFolder, read_config, read_summary, write_whole
 from aiflow_agents.evals.runner import Silence, Watcher
+from aiflow_agents.evals.start import start_hosts
 from aiflow_agents.net.network import TIERS, Link, Network
 from aiflow_agents.runtime.decoding import per_token
 from aiflow_agents.runtime.hosts import Hosts

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from aiflow_agents.errors import ConfigError, UnknownName, UserError
-from aiflow_agents.evals.evaluate import evaluate, plan, start_hosts
+from aiflow_agents.evals.evaluate import evaluate, plan
 from aiflow_agents.evals.rehearsal import calls_at_most
 from aiflow_agents.evals.run_folder import OtherRun
+from aiflow_agents.evals.start import start_hosts
 
 
 def topology(room: Any, name: str, body: str, fields: str = "") -> str:
@@ -193,7 +194,7 @@ def test_ctrl_c_while_ray_starts_is_not_lost_and_leaves_no_ray(monkeypatch: pyte
             opened.append("lost")
         opened.append("open")
 
-    monkeypatch.setattr("aiflow_agents.evals.evaluate.open_hosts", slow)
+    monkeypatch.setattr("aiflow_agents.evals.start.open_hosts", slow)
     monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -212,6 +213,6 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     def slow(runtime: str, **options: Any) -> Any:
         raise Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup")
 
-    monkeypatch.setattr("aiflow_agents.evals.evaluate.open_hosts", slow)
+    monkeypatch.setattr("aiflow_agents.evals.start.open_hosts", slow)
     with pytest.raises(UserError, match="Ray did not start in time.*--runtime inline"):
         start_hosts("ray")
