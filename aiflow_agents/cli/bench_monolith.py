@@ -9,7 +9,7 @@ import typer
 
 from aiflow_agents.cli import Interrupted
 from aiflow_agents.cli.again import command, option_words
-from aiflow_agents.cli.options import Display, Json, Limit
+from aiflow_agents.cli.options import Display, Json, Limit, ready_to_train
 from aiflow_agents.cli.output import print_json
 
 
@@ -31,17 +31,13 @@ def monolith(
     Every member is trained anew, then the single model: with the members' skills, in the shares in which they had them. It answers alone, as the arm
     `monolith`. Stopped or killed, the same command goes on. A scale of 0.05 takes half an hour on one quiet core for `specialists`.
     """
-    import torch
-    import transformers
-
     from aiflow_agents.bench.monolith import judge_both, plan_monolith, questions_at, train_both
     from aiflow_agents.cli.display import training, watcher
     from aiflow_agents.training.nursery import Nursery
 
     plan = plan_monolith(suite, scale=scale, train_seed=train_seed)
     folder = work or Path("logs/monolith") / f"{plan.suite.name}-{scale:g}-{train_seed}"
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
+    ready_to_train("cpu")
     names = [*plan.recipes, *plan.peers]
     try:
         with training({recipe.name: [phase.kind for phase in recipe.phases] for recipe in names} | {"monolith": ["answer", "recall"]}) as (note, progress):

@@ -16,7 +16,7 @@ from . import Interrupted
 from .again import command, flag_words, option_words
 from .decompose import decompose
 from .display import training
-from .options import Device, Json, Resume, Threads
+from .options import Device, Json, Resume, Threads, ready_to_train
 from .output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -79,20 +79,13 @@ def grow(
     }  # fmt: skip
     again = command("family", "grow", base, *option_words(options), *flag_words(joint=joint))
 
-    import torch
-    import transformers
-
     from ..training.card import grown_card
     from ..training.grow import Grower
     from ..training.sources import source_of
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch built for CUDA")
-    torch.set_num_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
+    where = ready_to_train(device, threads)
     source = source_of(folder, text, seed, batch, min(length, config.max_context))
     rate = LR["joint" if joint else "frozen"] if lr is None else lr
-    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if not resume:
         shutil.rmtree(place / "checkpoint", ignore_errors=True)
     grower = Grower(folder, wanted, source, place, tokens=tokens, lr=rate, joint=joint, decay=decay, device=where)

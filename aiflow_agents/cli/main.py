@@ -36,7 +36,7 @@ COMMANDS = {
     "compare": ("aiflow_agents.cli.compare:compare", "Runs side by side, on the tasks that they share."),
     "train": ("aiflow_agents.cli.train:train", "Train a model from a recipe."),
     "family": ("aiflow_agents.cli.family:family", "Many sizes in one model: grow exits, export one, show them."),
-    "calibrate": ("aiflow_agents.cli.bench_wire:calibrate", "Fit a codec on a model's hidden states."),
+    "calibrate": ("aiflow_agents.cli.calibrate:calibrate", "Fit a codec on a model's hidden states."),
     "plan": ("aiflow_agents.cli.plan:plan", "How best to answer with a family on a network?"),
     "serve": ("aiflow_agents.cli.serve:serve", "An endpoint that any OpenAI client can call."),
     "bench": ("aiflow_agents.cli.bench:bench", "How fast is the engine, and what does an evaluation cost besides?"),

@@ -58,6 +58,18 @@ Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from t
 # --- what they say ---
 
 
+def ready_to_train(device: str, threads: int = 1) -> str:
+    """Set torch up, and say where to train: cpu or cuda. Raises UserError where a GPU is asked for and none is seen."""
+    import torch
+    import transformers
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch built for CUDA")
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def run_folder(given: Path) -> Path:
     """A run that is named by its folder, or by one of the two files that tell what it is."""
     return given.parent if given.name in ("summary.json", "config.json") else given

@@ -13,7 +13,7 @@ from ..errors import UserError
 from . import Interrupted
 from .again import command, flag_words, option_words
 from .display import training
-from .options import Device, Resume, Threads
+from .options import Device, Resume, Threads, ready_to_train
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -63,17 +63,9 @@ def train(
     }  # fmt: skip
     again = command("train", *recipes, *option_words(options), *flag_words(no_card=not card, json=json))
 
-    import torch
-    import transformers
-
     from ..training.nursery import Nursery
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; use --device cpu, or install a torch built for CUDA")
-    torch.set_num_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
-    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-
+    where = ready_to_train(device, threads)
     with training({recipe.name: [each.kind for each in recipe.phases] for recipe in found}) as (note, progress):
         nursery = Nursery(folder, out or (OUT if tokens is None else folder / "models"), peers or folder, where, questions, note, progress)
         _check_peers(nursery, found, phase, {"work": peers or work, "tokens": tokens, "seed": seed})

@@ -13,7 +13,7 @@ import torch
 from aiflow_agents import catalog
 from aiflow_agents.bench.wire import bench_codec, references
 from aiflow_agents.bench.wire_plot import family, wire_svg
-from aiflow_agents.cli.bench_wire import SHIPPED
+from aiflow_agents.cli.calibrate import SHIPPED
 from aiflow_agents.cli.main import main
 from aiflow_agents.models.family.family import Family
 from aiflow_agents.models.family.info import model_info
