@@ -65,6 +65,33 @@ def make_family(folder: Path, *, seed: int = 0, layers: int = 3, exits: Sequence
     return folder
 
 
+def make_shrub(folder: Path, *, ends: range, later: float = 1.0) -> Path:
+    """A random family of six layers with exits 1, 3 and 5, whose answers end now and then, at any of `ends`.
+
+    What layers from the third on add is scaled by `later`: the less that is, the more often its exits agree.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from aiflow_agents.training import tokenizer
+    from aiflow_agents.training.branches import add_branches
+
+    torch.manual_seed(4)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer.VOCABULARY), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.3, tie_word_embeddings=True,
+        eos_token_id=list(ends), pad_token_id=0,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    for layer in model.model.layers[2:]:
+        for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            part.weight.data.mul_(later)
+    add_branches(model, (1, 3, 5))
+    model.save_pretrained(folder)
+    tokenizer.save(folder, 128)
+    return folder
+
+
 def exits_team(model: Path, folder: Path, *, max_tokens: int) -> Any:
     """leaf, bough and trunk at home-wifi's device, edge and cloud: the exits 1, 3 and 5 of one family. Written to `folder`/team.yaml."""
     from aiflow_agents.runtime.team import Team
@@ -120,6 +147,41 @@ def ray_hosts() -> Iterator[Any]:
     started.close()
 
 
+def put(root: Path, path: str, text: str = "") -> Path:
+    """A file, with the folders that it lies in."""
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture
+def aiflow(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line: `aiflow("eval", "quiz")` gives its exit code, and what was printed on stdout and stderr."""
+    from aiflow_agents.cli.main import main
+
+    def call(*args: str) -> tuple[int, str, str]:
+        code = main(args)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def run_in_order(jobs: Sequence[Any], hosts: Any = None, memory: Any = None, *, fails: bool = False, **options: Any) -> list[Any]:
+    """The results in the order of the jobs, by the models themselves in this process where no hosts are given. Without `fails` none may have failed."""
+    from aiflow_agents.runtime.hosts import InlineHosts
+    from aiflow_agents.runtime.memory import Memory
+    from aiflow_agents.runtime.run import run_jobs
+
+    results: list[Any] = []
+    run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), results.append, **options)
+    assert len(results) == len(jobs)
+    assert fails or [result.error for result in results] == [None] * len(jobs)
+    place = {id(job): i for i, job in enumerate(jobs)}
+    return sorted(results, key=lambda result: place[id(result.job)])
+
+
 Say = Callable[[Any], Any]  # a request -> text, (text, probability), a whole reply or an error
 
 
@@ -173,14 +235,7 @@ class Stage:
         return self.run(Do(run), team, **options)[0]
 
     def run_jobs(self, jobs: Sequence[Any], *, memory: Any = None, hosts: Any = None, **options: Any) -> list[Any]:
-        from aiflow_agents.runtime.memory import Memory
-        from aiflow_agents.runtime.run import run_jobs
-
-        results: list[Any] = []
-        run_jobs(jobs, hosts or self.hosts(), memory or Memory(), results.append, **options)
-        assert len(results) == len(jobs)
-        place = {id(job): i for i, job in enumerate(jobs)}
-        return sorted(results, key=lambda result: place[id(result.job)])
+        return run_in_order(jobs, hosts or self.hosts(), memory, fails=True, **options)
 
 
 class Do:

@@ -11,13 +11,7 @@ import pytest
 from aiflow_agents import catalog
 from aiflow_agents.catalog import Entry, describe, entries, find
 from aiflow_agents.errors import UnknownName, UserError
-
-
-def put(root: Path, path: str, text: str = "") -> Path:
-    file = root / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return file
+from tests.conftest import put
 
 
 @pytest.fixture

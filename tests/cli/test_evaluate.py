@@ -23,15 +23,7 @@ from aiflow_agents.evals import run_folder
 
 ROOT = Path(__file__).parents[2]
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def aiflow(room: Any, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*args: str) -> tuple[int, str, str]:
-        code = door.main(args)
-        return code, *capsys.readouterr()
-
-    return call
+pytestmark = pytest.mark.usefixtures("room")
 
 
 @pytest.fixture

@@ -17,13 +17,7 @@ from aiflow_agents import __version__, catalog
 from aiflow_agents.cli import Interrupted
 from aiflow_agents.cli import main as door
 from aiflow_agents.errors import ConfigError
-
-
-def put(root: Path, path: str, text: str = "") -> Path:
-    file = root / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return file
+from tests.conftest import put
 
 
 @pytest.fixture
@@ -45,16 +39,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(catalog, "library", lambda: library)
     monkeypatch.setattr(catalog, "entry_points", lambda group: [])
     return here
-
-
-@pytest.fixture
-def aiflow(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*args: str) -> tuple[int, str, str]:
-        code = door.main(args)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_list_says_what_there_is_and_where_it_comes_from(place: Path, aiflow: Any) -> None:

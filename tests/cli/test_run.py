@@ -10,18 +10,8 @@ from typing import Any
 
 import pytest
 
-from aiflow_agents.cli import main as door
-
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def aiflow(room: Any, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*args: str) -> tuple[int, str, str]:
-        code = door.main(args)
-        return code, *capsys.readouterr()
-
-    return call
+pytestmark = pytest.mark.usefixtures("room")
 
 
 def test_who_said_what_where_when_and_what_moved(room: Any, aiflow: Call) -> None:

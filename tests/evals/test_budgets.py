@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiflow_agents import Budget
-from aiflow_agents.cli import main as door
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import runner
 from aiflow_agents.evals.export import to_inspect
+from tests.evals.conftest import samples
 
 TOPOLOGIES = ["majority", {"debate": {"rounds": 2}}, "cascade"]
-
-
-def samples(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    lines = map(json.loads, (folder / "samples.jsonl").read_text().splitlines())
-    return {(line["arm"], line["task_id"]): line for line in lines}
 
 
 def same(one: Any, other: Any) -> None:
@@ -98,15 +91,6 @@ def test_a_stopped_run_goes_on_under_its_budget_and_its_answers_serve_any_other(
     room.batches = 0
     room.evaluate(topologies=["majority"], limit=8, budget=Budget(bytes=60), reuse=[free.folder])
     assert room.batches == 0  # other limits ask nothing new
-
-
-@pytest.fixture
-def aiflow(room: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*args: str) -> tuple[int, str, str]:
-        code = door.main(args)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_from_the_command_line(room: Any, aiflow: Any) -> None:

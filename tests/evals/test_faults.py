@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiflow_agents import Team
-from aiflow_agents.cli import main as door
 from aiflow_agents.errors import UserError
 from aiflow_agents.evals import runner
+from tests.evals.conftest import samples
 
 STORM = ["any down 0.004 0.5", "device-edge loss 0.2", "laptop dies 0.508"]
 
@@ -20,11 +19,6 @@ STORM = ["any down 0.004 0.5", "device-edge loss 0.2", "laptop dies 0.508"]
 @pytest.fixture(autouse=True)
 def small(room: Any) -> None:
     room.suite("quiz", dev=9, test=12)
-
-
-def samples(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    lines = map(json.loads, (folder / "samples.jsonl").read_text().splitlines())
-    return {(line["arm"], line["task_id"]): line for line in lines}
 
 
 def test_a_calm_runs_answers_serve_under_any_faults_and_cost_no_model_time(room: Any) -> None:
@@ -84,15 +78,6 @@ def test_a_team_and_a_networks_file_bring_theirs(room: Any, tmp_path: Path) -> N
 
 
 # --- the command line ---
-
-
-@pytest.fixture
-def aiflow(room: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*args: str) -> tuple[int, str, str]:
-        code = door.main(args)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 EVAL = ("eval", "--runtime", "inline", "--display", "none", "--json")

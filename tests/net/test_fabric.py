@@ -19,6 +19,7 @@ from aiflow_agents.net.fabric import Fabric
 from aiflow_agents.net.network import Link, Network, Node, Radio
 from aiflow_agents.net.together import gather
 from aiflow_agents.net.world import World
+from tests.net.conftest import in_world, now
 
 
 def network(*links: Link, slots: int = 1, cancels: bool = True, **more) -> Network:
@@ -28,17 +29,6 @@ def network(*links: Link, slots: int = 1, cancels: bool = True, **more) -> Netwo
 
 AB = Link("a", "b", up_bps=8000, down_bps=16000, latency_s=0.1)  # up 1,000 bytes a second, down 2,000
 BC = Link("b", "c", up_bps=4000, down_bps=4000, latency_s=0.2)
-
-
-def in_world(coro):
-    async def main():
-        return await asyncio.get_running_loop().spawn(World("w"), coro)
-
-    return run(main())
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def at(when, coro):

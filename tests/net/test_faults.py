@@ -13,32 +13,17 @@ from hypothesis import strategies as st
 
 from aiflow_agents.errors import ConfigError, Unreachable, UserError
 from aiflow_agents.net import faults
-from aiflow_agents.net.clock import run, sleep_until
+from aiflow_agents.net.clock import sleep_until
 from aiflow_agents.net.fabric import FRAME_BYTES, Fabric
 from aiflow_agents.net.faults import Fault
 from aiflow_agents.net.network import Link, Network, Node, Radio
 from aiflow_agents.net.together import gather
-from aiflow_agents.net.world import World
+from tests.net.conftest import in_world, now
 
 TIERS = {"a": "device", "pad": "device", "b": "edge", "c": "cloud", "c-2": "cloud"}
 AB = Link("a", "b", up_bps=8000, down_bps=16000, latency_s=0.5)  # up 1,000 bytes a second, down 2,000
 LINKS = AB, Link("pad", "b", 8000, 8000), Link("b", "c", 8000, 8000, 0.5), Link("c-2", "b", 8000, 8000)
 NET = Network("test", {name: Node(name, tier, 1, 1) for name, tier in TIERS.items()}, LINKS, "a")
-
-
-def in_world(task):
-    async def main():
-        import asyncio
-
-        return await asyncio.get_running_loop().spawn(World("w"), task)
-
-    return run(main())
-
-
-def now() -> float:
-    import asyncio
-
-    return asyncio.get_running_loop().time()
 
 
 # --- what is said ---

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aiflow_agents.net.clock import run, sleep_until
 from aiflow_agents.net.together import first, gather
 from aiflow_agents.net.world import World, current_world
+from tests.net.conftest import now
 
 
 def in_world(coro, handover=None):
@@ -33,10 +34,6 @@ def in_world(coro, handover=None):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return run(main(), handover or echo)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 async def after(delay, value=None, log=None):

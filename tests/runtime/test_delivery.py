@@ -16,12 +16,12 @@ from aiflow_agents.net.network import Link, Network
 from aiflow_agents.net.together import gather
 from aiflow_agents.runtime.budget import Budget
 from aiflow_agents.runtime.hosts import InlineHosts
-from aiflow_agents.runtime.live import Live
 from aiflow_agents.runtime.reading import Reading
 from aiflow_agents.runtime.run import ask
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.wire.frame import encode_text, encode_tokens
 from tests.conftest import Do
+from tests.runtime.conftest import live
 
 # bytes: of `q`; of a frame with a small token id; of what closes tim's stream, which says how sure it is; of `tim:q` as one message
 QUESTION, TOKEN = len(encode_text("q0", "user", "q", None)), len(encode_tokens([7]))
@@ -272,14 +272,6 @@ class Scribe:
                     told(row, i, (ord(letter),), "")
         ids = (*map(ord, self.said), 0)
         return [Reply(self.said, ids, None, 2, len(ids)) for _ in requests]
-
-
-def live(team: Any, hosts: Any, work: Any) -> Any:
-    async def main() -> Any:
-        async with Live(team, hosts) as now:
-            return await asyncio.wait_for(work(now), 60)
-
-    return asyncio.run(main())
 
 
 def test_each_token_is_at_home_before_the_next_one_is_made(stage: Any) -> None:

@@ -17,6 +17,7 @@ from aiflow_agents.runtime.live import Live
 from aiflow_agents.runtime.run import ask
 from aiflow_agents.runtime.scene import SCENE
 from aiflow_agents.topology.load import load_topology
+from tests.runtime.conftest import live
 
 
 @pytest.fixture
@@ -275,14 +276,6 @@ def test_a_quorum_excuses_nothing_but_members_that_fail() -> None:
 
 
 # --- now ---
-
-
-def live(team: Any, hosts: Any, work: Any, **options: Any) -> Any:
-    async def main() -> Any:
-        async with Live(team, hosts, **options) as now:
-            return await asyncio.wait_for(work(now), 60)
-
-    return asyncio.run(main())
 
 
 @pytest.fixture

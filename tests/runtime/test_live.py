@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,24 +18,8 @@ from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.live import Live
 from aiflow_agents.runtime.run import ask
 from aiflow_agents.topology.load import load_topology
-
-
-class Do:
-    """A topology of one function."""
-
-    def __init__(self, run: Callable[[Any], Any]):
-        self._run = run
-
-    async def run(self, task: Any, team: Any) -> Any:
-        return await self._run(team)
-
-
-def live(team: Any, hosts: Any, work: Callable[[Live], Awaitable[Any]], **options: Any) -> Any:
-    async def main() -> Any:
-        async with Live(team, hosts, **options) as now:
-            return await asyncio.wait_for(work(now), 60)
-
-    return asyncio.run(main())
+from tests.conftest import Do
+from tests.runtime.conftest import live
 
 
 def same(real: Any, simulated: Any) -> None:

@@ -24,7 +24,7 @@ from aiflow_agents.runtime.run import Job, run_jobs
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
-from tests.conftest import exits_team
+from tests.conftest import exits_team, make_shrub, run_in_order
 
 QUESTIONS = [f"{a}+{b}=" for a, b in ((11, 12), (35, 7), (8, 90), (41, 41), (5, 66))]
 ALWAYS, NEVER = (1.01, 1.01), (0.0, 0.0)
@@ -32,25 +32,7 @@ ALWAYS, NEVER = (1.01, 1.01), (0.0, 0.0)
 
 @pytest.fixture(scope="session")
 def willow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random family of six layers with exits 1, 3 and 5, whose answers end now and then."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from aiflow_agents.training import tokenizer
-    from aiflow_agents.training.branches import add_branches
-
-    folder = tmp_path_factory.mktemp("agents") / "models" / "shrub"
-    torch.manual_seed(4)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer.VOCABULARY), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.3, tie_word_embeddings=True,
-        eos_token_id=list(range(2, 40)), pad_token_id=0,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config)
-    add_branches(model, (1, 3, 5))
-    model.save_pretrained(folder)
-    tokenizer.save(folder, 128)
-    return folder
+    return make_shrub(tmp_path_factory.mktemp("agents") / "models" / "shrub", ends=range(2, 40))
 
 
 @pytest.fixture
@@ -59,11 +41,8 @@ def team(willow: Path, tmp_path: Path) -> Team:
 
 
 def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = None, traced: bool = False, **options: Any) -> list[Any]:
-    found: dict[str, Any] = {}
     jobs = [Job("x", topology, Task(q, q), team, traced=traced) for q in QUESTIONS]
-    run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), lambda result: found.update({result.job.task.id: result}), **options)
-    assert [found[q].error for q in QUESTIONS] == [None] * len(QUESTIONS)
-    return [found[q] for q in QUESTIONS]
+    return run_in_order(jobs, hosts, memory, **options)
 
 
 def decomposed(folder: Path, out: Path) -> Path:

@@ -21,7 +21,7 @@ from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.topology.pipeline import common
-from tests.conftest import exits_team, make_model
+from tests.conftest import exits_team, make_model, make_shrub, run_in_order
 
 QUESTIONS = [f"{a}+{b}=" for a, b in ((11, 12), (35, 7), (8, 90))] + ["sort: hgfab", "x"]
 TWO = ("leaf", "trunk")
@@ -56,28 +56,8 @@ class Hosts(InlineHosts):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random family with exits 1, 3 and 5 that often agree, and whose answers end now and then."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from aiflow_agents.training import tokenizer
-    from aiflow_agents.training.branches import add_branches
-
-    folder = tmp_path_factory.mktemp("agents") / "models" / "shrub"
-    torch.manual_seed(4)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer.VOCABULARY), hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=128, initializer_range=0.3, tie_word_embeddings=True,
-        eos_token_id=list(range(2, 12)), pad_token_id=0,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config)
-    for layer in model.model.layers[2:]:  # what comes later adds little, so that drafts are kept for a while
-        for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            part.weight.data.mul_(0.35)
-    add_branches(model, (1, 3, 5))
-    model.save_pretrained(folder)
-    tokenizer.save(folder, 128)
-    return folder
+    """Its exits often agree, so that drafts are kept for a while."""
+    return make_shrub(tmp_path_factory.mktemp("agents") / "models" / "shrub", ends=range(2, 12), later=0.35)
 
 
 @pytest.fixture
@@ -91,12 +71,8 @@ def hosts() -> Hosts:
 
 
 def run(team: Team, hosts: Any, name: str, questions: Any = QUESTIONS, before: Any = (), seed: int = 0, fails: bool = False, **parameters: Any) -> list[Any]:
-    found: dict[str, Any] = {}
     jobs = [Job("x", load_topology(name, parameters), Task(f"t{i}", q, before=before), team, traced=True) for i, q in enumerate(questions)]
-    run_jobs(jobs, hosts, Memory(), lambda result: found.update({result.job.task.id: result}), seed=seed)
-    results = [found[job.task.id] for job in jobs]
-    assert fails or [result.error for result in results] == [None] * len(results)
-    return results
+    return run_in_order(jobs, hosts, fails=fails, seed=seed)
 
 
 def alone(team: Team, hosts: Any, member: str = "trunk", **more: Any) -> list[Any]:

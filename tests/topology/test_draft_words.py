@@ -19,13 +19,14 @@ from aiflow_agents.models.protocol import CallError, Reply, Request, Sampling, T
 from aiflow_agents.runtime.drafting import steady
 from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.run import Job, run_jobs
+from aiflow_agents.runtime.run import Job
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.topology.pipeline import common
 from aiflow_agents.training import tokenizer
 from aiflow_agents.wire.frame import FrameError, decode_words, encode_words
+from tests.conftest import run_in_order
 
 QUESTIONS = ["11+12=", "35+7=", "sort: hgfab", "x", "grüße, 東京"]
 few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,12 +135,8 @@ def hosts() -> Iterator[InlineHosts]:
 
 
 def run(team: Team, hosts: Any, name: str, questions: Sequence[str] = QUESTIONS, memory: Memory | None = None, **parameters: Any) -> list[Any]:
-    found: dict[str, Any] = {}
     jobs = [Job("x", load_topology(name, parameters), Task(f"t{i}", q), team, traced=True) for i, q in enumerate(questions)]
-    run_jobs(jobs, hosts, memory or Memory(), lambda result: found.update({result.job.task.id: result}))
-    results = [found[job.task.id] for job in jobs]
-    assert [result.error for result in results] == [None] * len(results)
-    return results
+    return run_in_order(jobs, hosts, memory)
 
 
 def drafted(team: Team, hosts: Any, questions: Sequence[str] = QUESTIONS, **parameters: Any) -> list[Any]:

@@ -13,15 +13,15 @@ from aiflow_agents.errors import PrivacyError, UserError
 from aiflow_agents.evals.rehearsal import rehearse_one
 from aiflow_agents.evals.suite import Suite, load_suites
 from aiflow_agents.models.protocol import Want
-from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.inputs import at_cameras
 from aiflow_agents.runtime.memory import Memory
 from aiflow_agents.runtime.ray_hosts import RayHosts
-from aiflow_agents.runtime.run import Job, Result, run_jobs
+from aiflow_agents.runtime.run import Job, Result
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.base import Topology
 from aiflow_agents.topology.load import load_topology
+from tests.conftest import run_in_order
 
 CAMERAS = ("tablet", "laptop", "pi", "jetson")
 SUITE = "scenes: [all, most, at]\ncameras: [tablet, laptop, pi, jetson]\n"
@@ -66,10 +66,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
 
 
 def run(team: Team, topology: Any, tasks: list[Task], hosts: Any = None, memory: Memory | None = None) -> list[Result]:
-    found: dict[str, Result] = {}
-    run_jobs([Job("x", topology, task, team, traced=True) for task in tasks], hosts or InlineHosts(), memory or Memory(),
-             lambda result: found.update({result.job.task.id: result}))  # fmt: skip
-    return [found[task.id] for task in tasks]
+    return run_in_order([Job("x", topology, task, team, traced=True) for task in tasks], hosts, memory, fails=True)
 
 
 def joint(**parameters: Any) -> Any:

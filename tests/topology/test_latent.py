@@ -21,7 +21,7 @@ from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
 from aiflow_agents.training import tokenizer
-from tests.conftest import exits_team, make_family
+from tests.conftest import exits_team, make_family, run_in_order
 
 QUESTIONS = ("1+1=", "22+9=", "sort: hgfedcba", "7", "9999*3=" * 3)
 PROMPTS = [tokenizer.prompt_ids(question) for question in QUESTIONS]
@@ -43,11 +43,7 @@ def latent(**parameters: Any) -> Any:
 
 
 def run(team: Team, topology: Any, questions: Any = QUESTIONS, sessions: Any = None, hosts: Any = None) -> list[Any]:
-    found: dict[str, Any] = {}
-    jobs = [Job("x", topology, Task(q, q), team) for q in questions]
-    run_jobs(jobs, hosts or InlineHosts(), Memory(), lambda result: found.update({result.job.task.id: result}), sessions=sessions)
-    assert [found[q].error for q in questions] == [None] * len(questions)
-    return [found[q] for q in questions]
+    return run_in_order([Job("x", topology, Task(q, q), team) for q in questions], hosts, sessions=sessions)
 
 
 def seen(results: list[Any]) -> list[Any]:

@@ -22,6 +22,7 @@ from aiflow_agents.training import tokenizer
 from aiflow_agents.wire.codecs import codec
 from aiflow_agents.wire.frame import FrameError, decode_tokens, encode_tokens
 from aiflow_agents.wire.payload import Logits
+from tests.conftest import run_in_order
 
 QUESTIONS = ("1+1=", "22+9=", "abc", "sort: hgf", "7", "9999*3=")
 VOCAB = len(tokenizer.VOCABULARY)
@@ -40,11 +41,7 @@ def ensemble(**parameters: Any) -> Any:
 
 
 def run(team: Team, topology: Any, hosts: Any = None, memory: Memory | None = None, questions: Any = QUESTIONS, traced: bool = False) -> list[Any]:
-    found: dict[str, Any] = {}
-    jobs = [Job("x", topology, Task(q, q), team, traced=traced) for q in questions]
-    run_jobs(jobs, hosts or InlineHosts(), memory or Memory(), lambda result: found.update({result.job.task.id: result}))
-    assert [found[q].error for q in questions] == [None] * len(questions)
-    return [found[q] for q in questions]
+    return run_in_order([Job("x", topology, Task(q, q), team, traced=traced) for q in questions], hosts, memory)
 
 
 def answers(results: list[Any]) -> list[str]:

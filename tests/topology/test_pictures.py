@@ -8,13 +8,12 @@ import pytest
 from aiflow_agents.evals.suite import load_suites
 from aiflow_agents.models.family.model import FamilyModel
 from aiflow_agents.models.protocol import Request, Turn, Want
-from aiflow_agents.runtime.hosts import InlineHosts
 from aiflow_agents.runtime.inputs import at_cameras
-from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.run import Job, Result, run_jobs
+from aiflow_agents.runtime.run import Job, Result
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
+from tests.conftest import run_in_order
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +23,8 @@ def tasks() -> list[Task]:
 
 
 def run(tasks: list[Task], budget: int) -> list[Result]:
-    found: dict[str, Result] = {}
     team, topology = Team.load("partial-views"), load_topology("pictures", {"picture_bytes": budget})
-    run_jobs([Job("x", topology, task, team, traced=True) for task in tasks], InlineHosts(), Memory(), lambda one: found.update({one.job.task.id: one}))
-    return [found[task.id] for task in tasks]
+    return run_in_order([Job("x", topology, task, team, traced=True) for task in tasks], fails=True)
 
 
 def test_the_answer_is_that_of_the_model_with_what_is_left_of_the_pictures(tasks: list[Task]) -> None:

@@ -10,13 +10,11 @@ import pytest
 
 from aiflow_agents.errors import UnmetNeed, UserError
 from aiflow_agents.models.protocol import Sampling
-from aiflow_agents.runtime.hosts import InlineHosts
-from aiflow_agents.runtime.memory import Memory
-from aiflow_agents.runtime.run import Job, run_jobs
+from aiflow_agents.runtime.run import Job
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
 from aiflow_agents.topology.load import load_topology
-from tests.conftest import exits_team, make_family
+from tests.conftest import exits_team, make_family, run_in_order
 
 QUESTIONS = ["11+12=", "35+7=", "sort: hgfab"]
 WIDTH, ROOM = 32, 7
@@ -33,11 +31,8 @@ def team(family: Path, tmp_path: Path) -> Team:
 
 
 def run(team: Team, name: str, questions: Any = QUESTIONS, repeats: int = 1, **parameters: Any) -> list[Any]:
-    found: dict[Any, Any] = {}
     jobs = [Job("x", load_topology(name, parameters), Task(q, q), team, repeat=i, traced=True) for q in questions for i in range(repeats)]
-    run_jobs(jobs, InlineHosts(), Memory(), lambda result: found.update({(result.job.task.id, result.job.repeat): result}))
-    assert not any(result.error for result in found.values()), [result.error for result in found.values()]
-    return [found[job.task.id, job.repeat] for job in jobs]
+    return run_in_order(jobs)
 
 
 @pytest.mark.parametrize("style", [{}, {"layer": 1}, {"lower": "bough"}, {"lower": "bough", "layer": 2}, {"upper": "bough"}], ids=str)
