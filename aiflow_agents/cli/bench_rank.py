@@ -11,7 +11,8 @@ from .. import catalog
 from ..errors import UserError
 from . import Interrupted
 from .again import command, flag_words, option_words
-from .decompose import KEEPS, Keeps, Measured, Rate, keeps_of, tuning_shown
+from .decompose import KEEPS, Keeps, Measured, Rate, keeps_of
+from .display import tuning
 from .options import Json
 from .output import print_json
 
@@ -51,7 +52,7 @@ def rank(
     import torch
 
     torch.set_num_threads(1)
-    with tuning_shown() as (note, progress):
+    with tuning() as (note, progress):
         try:
             found = bench_rank(
                 folder, work / folder.name, methods=methods, how=Tuning(tune_tokens, chosen, lr, seed), measured_tokens=measure_tokens,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,13 +11,10 @@ from .. import catalog
 from ..errors import UserError
 from . import Interrupted
 from .again import command, flag_words, option_words
+from .display import tuning
 from .options import Json, Threads
 from .output import print_json
 
-if TYPE_CHECKING:
-    from ..training.nested import Progress
-
-EVERY_S = 10.0  # between progress lines where there is no terminal
 KEEPS = "0.9,0.8,0.7,0.6,0.5,0.4"
 Keeps = Annotated[str, typer.Option(help="Sizes that tuning draws from: shares of each layer's parameters.")]
 Tokens = Annotated[int, typer.Option(min=0, help="How long to tune; 0: not at all.")]
@@ -79,7 +72,7 @@ def decompose(
     from ..training.shrink import shrink
 
     torch.set_num_threads(threads)
-    with tuning_shown() as (note, progress):
+    with tuning() as (note, progress):
         try:
             found = shrink(
                 folder, out, method, Tuning(tune_tokens, chosen, lr, seed), measured_tokens=measure_tokens, text=text,
@@ -107,44 +100,3 @@ def keeps_of(words: str) -> tuple[float, ...]:
         return sizes([float(word) for word in words.split(",")])
     except ValueError:
         raise UserError(f"--keeps {words}: expected numbers with commas between them, like {KEEPS}") from None
-
-
-# --- progress ---
-
-
-@contextmanager
-def tuning_shown() -> Iterator[tuple[Callable[[str], None], Callable[[str, Progress], None]]]:
-    """Two functions, for a line of text and for the state of a tuning by name. They write to stderr, so that stdout is the result alone."""
-    if not sys.stderr.isatty():
-        yield (lambda text: typer.echo(text, err=True)), _lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("tuning {task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        TextColumn("{task.fields[rate]:,.0f} tok/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(name: str, at: Any) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=at.goal, rate=at.rate)
-            bars.update(tasks[name], completed=min(at.tokens, at.goal), rate=at.rate)
-
-        yield lambda text: bars.console.print(text, highlight=False, markup=False, soft_wrap=True), show
-
-
-def _lines() -> Callable[[str, Progress], None]:
-    last = float("-inf")
-
-    def show(name: str, at: Any) -> None:
-        nonlocal last
-        if at.tokens < at.goal and monotonic() - last < EVERY_S:
-            return
-        last = monotonic()
-        away = ", ".join(f"{keep:g} {kl:.3f}" for keep, kl in sorted(at.kl.items(), reverse=True))
-        typer.echo(f"tuning {name}: {at.tokens:,}/{at.goal:,} tokens, {at.rate:,.0f} tok/s; KL to the original by size: {away}", err=True)
-
-    return show

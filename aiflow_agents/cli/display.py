@@ -14,6 +14,7 @@ from aiflow_agents.errors import UnknownName
 
 if TYPE_CHECKING:
     from aiflow_agents.training.loop import Progress as Trained
+    from aiflow_agents.training.nested import Progress as Tuned
 
 EVERY_S = 10.0  # between two plain lines
 
@@ -134,15 +135,64 @@ def _line(text: str) -> None:
 
 
 def _lines(phases: Mapping[str, Sequence[str]]) -> Callable[[str, Trained], None]:
-    last = float("-inf")
+    due = _every()
 
     def show(name: str, at: Trained) -> None:
+        if due(at.tokens >= at.goal):
+            left = max(at.goal - at.tokens, 0) / max(at.rate, 1e-9)
+            tokens = f"{at.tokens:,}/{at.goal:,} tokens"
+            _line(f"{name} {phases[name][at.phase]}: {tokens}, loss {at.loss:.3f}, {at.rate:,.0f} tok/s, {int(left // 60)}:{int(left % 60):02} left")
+
+    return show
+
+
+def _every() -> Callable[[bool], bool]:
+    """Whether it is time for another line: at the end, and EVERY_S after the last one."""
+    last = float("-inf")
+
+    def due(over: bool) -> bool:
         nonlocal last
-        if at.tokens < at.goal and time.monotonic() - last < EVERY_S:
-            return
+        if not over and time.monotonic() - last < EVERY_S:
+            return False
         last = time.monotonic()
-        left = max(at.goal - at.tokens, 0) / max(at.rate, 1e-9)
-        tokens = f"{at.tokens:,}/{at.goal:,} tokens"
-        _line(f"{name} {phases[name][at.phase]}: {tokens}, loss {at.loss:.3f}, {at.rate:,.0f} tok/s, {int(left // 60)}:{int(left % 60):02} left")
+        return True
+
+    return due
+
+
+# --- tuning ---
+
+
+@contextmanager
+def tuning() -> Iterator[tuple[Callable[[str], None], Callable[[str, Tuned], None]]]:
+    """The same for a tuning of all sizes of a model, by name."""
+    if not sys.stderr.isatty():
+        yield _line, _tuning_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("tuning {task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        TextColumn("{task.fields[rate]:,.0f} tok/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, at: Tuned) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=at.goal, rate=at.rate)
+            bars.update(tasks[name], completed=min(at.tokens, at.goal), rate=at.rate)
+
+        yield lambda text: bars.console.print(text, highlight=False, markup=False, soft_wrap=True), show
+
+
+def _tuning_lines() -> Callable[[str, Tuned], None]:
+    due = _every()
+
+    def show(name: str, at: Tuned) -> None:
+        if due(at.tokens >= at.goal):
+            away = ", ".join(f"{keep:g} {kl:.3f}" for keep, kl in sorted(at.kl.items(), reverse=True))
+            _line(f"tuning {name}: {at.tokens:,}/{at.goal:,} tokens, {at.rate:,.0f} tok/s; KL to the original by size: {away}")
 
     return show
