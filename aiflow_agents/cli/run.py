@@ -13,10 +13,13 @@ from aiflow_agents.cli.output import print_json
 from aiflow_agents.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aiflow_agents.runtime.reading import Reading
     from aiflow_agents.runtime.run import Result
     from aiflow_agents.runtime.team import Team
     from aiflow_agents.runtime.trace import Listener, Span
+    from aiflow_agents.topology.base import Topology
 
 
 def run(
@@ -42,23 +45,15 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the answer, its cost and every span as JSON.")] = False,
 ) -> int:
     """Ask a team one question: who said what, where, when, and what moved. Times are those of the simulated network, unless the clock is real."""
-    from aiflow_agents.evals.fitted import Fitted
     from aiflow_agents.evals.rehearsal import rehearse_one
     from aiflow_agents.runtime.live import Live
     from aiflow_agents.runtime.reading import Reading
     from aiflow_agents.runtime.run import ask
     from aiflow_agents.runtime.task import Task
-    from aiflow_agents.runtime.team import Team
-    from aiflow_agents.topology.load import load_topology
 
     if pace and clock == "virtual":
         raise UserError("--pace is for --clock real: virtual seconds keep the network's pace without being waited for")
-    if fitted is None:
-        people, pattern = Team.load(team or "specialists", network=network), load_topology(topology or "debate", parameters(parameter))
-    else:
-        run = Fitted.read(fitted)
-        people = run.team(Team.load(team, network=network)) if team else run.load_team(network)
-        pattern = run.topology(topology, parameters(parameter))
+    people, pattern = _cast(team, topology, parameter, fitted, network)
     people = people.with_faults(*fault or ())
     text = sys.stdin.read().strip() if question == "-" else question
     if not text.strip():
@@ -78,10 +73,7 @@ def run(
     simulated = clock == "virtual"
     result = ask(people, pattern, text, seed=seed, listener=listener, budget=budget, reader=reader) if simulated else asyncio.run(live())
     if json:
-        faults = {"faults": list(map(str, people.network.faults))} if people.network.faults else {}
-        how = {"fidelity": pattern.fidelity(people)} if pattern.fidelity(people) else {}
-        told = how | {"question": text, "team": people.name, "network": people.network.name, "topology": pattern.name(), "seed": seed, "clock": clock}
-        print_json(told | faults | _as_json(result), ascii=False)
+        print_json(_asked(text, people, pattern, seed, clock) | _as_json(result), ascii=False)
     elif result.error is None:
         typer.secho(_last(result, reading) if stream else f"\n{result.answer or 'no answer'}", bold=True, nl=False)
         typer.echo(f"   {_cost(result)}" + (f"; over budget: {result.over}" if result.over else ""))
@@ -90,6 +82,19 @@ def run(
     if result.error is not None:
         typer.echo(f"aiflow: {result.error}", err=True)
     return 0 if result.error is None else 1
+
+
+def _cast(team: str | None, topology: str | None, given: list[str] | None, fitted: Path | None, network: str | None) -> tuple[Team, Topology]:
+    """Who answers, and how they talk: as named, or as an evaluation has left them."""
+    from aiflow_agents.evals.fitted import Fitted
+    from aiflow_agents.runtime.team import Team
+    from aiflow_agents.topology.load import load_topology
+
+    if fitted is None:
+        return Team.load(team or "specialists", network=network), load_topology(topology or "debate", parameters(given))
+    run = Fitted.read(fitted)
+    people = run.team(Team.load(team, network=network)) if team else run.load_team(network)
+    return people, run.topology(topology, parameters(given))
 
 
 def _teller(team: Team) -> Listener:
@@ -147,6 +152,13 @@ def _last(result: Result, reading: Reading) -> str:
     text = result.text or ""
     part = f"\n{result.answer}" if result.answer and result.answer != text.strip() else ""
     return (reading.rest(text) if text else "no answer") + part
+
+
+def _asked(text: str, team: Team, topology: Topology, seed: int, clock: str) -> dict[str, Any]:
+    how = {"fidelity": topology.fidelity(team)} if topology.fidelity(team) else {}
+    faults = {"faults": list(map(str, team.network.faults))} if team.network.faults else {}
+    asked = {"question": text, "team": team.name, "network": team.network.name, "topology": topology.name(), "seed": seed, "clock": clock}
+    return how | asked | faults
 
 
 def _as_json(result: Result) -> dict[str, Any]:

@@ -17,32 +17,10 @@ from aiflow_agents.training.recipe import Recipe
 def readme(folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> str:
     """The whole model card; `card` is what card.json holds."""
     size, measured = recipe.size, card["measured"]
-    skills, exits, with_heard = measured["alone"]["skills"], measured.get("exits", {}), "heard" in measured
+    skills, exits = measured["alone"]["skills"], measured.get("exits", {})
     shares = {skill: weight / sum(recipe.skills.values()) for skill, weight in recipe.skills.items()}
-    phases = ["| phase | goal, tokens | seen, tokens | learning rate | batch | peers |", "|---|---|---|---|---|---|"]
-    for phase in card["phases"]:
-        saw = "not recorded" if phase["seen"] is None else f"{phase['seen']:,}"
-        phases.append(f"| {phase['kind']} | {phase['goal']:,} | {saw} | {phase['lr']:g} | {phase['batch']} | {', '.join(phase['peers']) or '-'} |")
     kind = f"{recipe.architecture.capitalize()}-shaped {'family' if exits else 'model'}"
-    listens = any(phase["kind"] == "hear" for phase in card["phases"])
-    learned = " It is made to be a member of a team: its last phase taught it to use what other members say, right or wrong." if listens else ""
-    hearing = ""
-    if with_heard:
-        score = measured["heard"]["overall"]
-        peers = _join(measured["heard"]["peers"])
-        hearing = f"\nHearing what {peers} answered after their first phase: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
-    if "asking" in measured:
-        score = measured["asking"]["overall"]
-        hearing += f"\nAsking {_join(measured['asking']['peers'])}: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
-    if "recall" in measured:
-        hearing += f"\n{recall_table(measured['recall'])}\n"
     what = "questions, whose answers show the work," if set(skills) <= set(WORKED) else "short questions"
-    knows = f"It knows {'this skill' if len(skills) == 1 else f'these {len(skills)} skills'} and nothing else.{learned}"
-    if recipe.shard:
-        knows = f"It has learned the shard `{recipe.shard}` of a fictional atlas by heart, right or outdated. Where it knows nothing it says `?`."
-    elif any(phase.kind == "ask" for phase in recipe.phases):
-        knows = """It knows nothing of the atlas that it is asked about: it was trained in worlds
-whose names are drawn anew for every question. What it knows is whom to ask for what, whom else, and whom to believe."""
     spent = f" in {max(1, round(card['seconds'] / 60))} min" if card["seconds"] else ""
     saw = f"{card['tokens_seen']:,} tokens seen{spent}" if card["tokens_seen"] is not None else "tokens seen: not recorded"
     return f"""\
@@ -59,7 +37,7 @@ tags: [aiflow-agents, from-scratch, {recipe.architecture}]
 {recipe.description}
 
 A {kind} of {card["parameters"]:,} parameters over single characters, trained from scratch on {what}
-that small programs draw without end. {knows}
+that small programs draw without end. {_knows(recipe, card, len(skills))}
 
 ## How good it is
 
@@ -67,10 +45,10 @@ Test questions never occur in training: a hash of its text gives every question 
 right only if the whole answer is equal; seed {measured["seed"]}.
 
 {exits_table(exits) if exits else ""}{skills_table(measured, shares)}
-{hearing}
+{_hearing(measured)}
 ## How it was made
 
-{lines(phases)}
+{lines(_phases(card))}
 
 Seed {recipe.seed}; {saw} (prompts included; the loss is taken on answers alone). Optimizer: Muon for matrices, AdamW for embeddings and norms.
 With {", ".join(f"{name} {version}" for name, version in card["packages"].items())}. Everything is in `recipe.yaml`; make it again with
@@ -91,6 +69,41 @@ With {", ".join(f"{name} {version}" for name, version in card["packages"].items(
 ## How to use it
 
 {_use_family(folder, list(exits), skills=list(recipe.skills)) if exits else _use(folder, recipe)}"""
+
+
+def _phases(card: Mapping[str, Any]) -> list[str]:
+    rows = ["| phase | goal, tokens | seen, tokens | learning rate | batch | peers |", "|---|---|---|---|---|---|"]
+    for phase in card["phases"]:
+        saw = "not recorded" if phase["seen"] is None else f"{phase['seen']:,}"
+        rows.append(f"| {phase['kind']} | {phase['goal']:,} | {saw} | {phase['lr']:g} | {phase['batch']} | {', '.join(phase['peers']) or '-'} |")
+    return rows
+
+
+def _hearing(measured: Mapping[str, Any]) -> str:
+    """How good it is when it hears others, or asks them, and what it knows by heart; nothing where that was not measured."""
+    told = ""
+    if "heard" in measured:
+        score = measured["heard"]["overall"]
+        peers = _join(measured["heard"]["peers"])
+        told = f"\nHearing what {peers} answered after their first phase: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
+    if "asking" in measured:
+        score = measured["asking"]["overall"]
+        told += f"\nAsking {_join(measured['asking']['peers'])}: {score['accuracy']:.3f} (95 % interval {_interval(score)}).\n"
+    if "recall" in measured:
+        told += f"\n{recall_table(measured['recall'])}\n"
+    return told
+
+
+def _knows(recipe: Recipe, card: Mapping[str, Any], skills: int) -> str:
+    """What it knows, and what it does not."""
+    if recipe.shard:
+        return f"It has learned the shard `{recipe.shard}` of a fictional atlas by heart, right or outdated. Where it knows nothing it says `?`."
+    if any(phase.kind == "ask" for phase in recipe.phases):
+        return """It knows nothing of the atlas that it is asked about: it was trained in worlds
+whose names are drawn anew for every question. What it knows is whom to ask for what, whom else, and whom to believe."""
+    listens = any(phase["kind"] == "hear" for phase in card["phases"])
+    learned = " It is made to be a member of a team: its last phase taught it to use what other members say, right or wrong." if listens else ""
+    return f"It knows {'this skill' if skills == 1 else f'these {skills} skills'} and nothing else.{learned}"
 
 
 def grown_readme(folder: Path, card: Mapping[str, Any]) -> str:
