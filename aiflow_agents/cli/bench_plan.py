@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from json import dumps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from aiflow_agents.cli.options import AnswerTokens, Display, Json
+from aiflow_agents.cli.output import print_json
 
 
 def plan(
@@ -16,11 +18,11 @@ def plan(
     ] = None,
     questions: Annotated[int, typer.Option(min=4, help="Dev questions: half of them measure the machine, half are asked.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is asked, and means count.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; most end by themselves before.")] = 64,
+    max_tokens: AnswerTokens = 64,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Let the engine keep keys and values from one call of an answer to the next.")] = True,
     seed: Annotated[int, typer.Option(help="Draws the questions, and the network's luck.")] = 0,
-    display: Annotated[Literal["rich", "plain", "none"], typer.Option(help="Progress, on stderr; rich is plain without a terminal.")] = "rich",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    display: Display = "rich",
+    json: Json = False,
 ) -> int:
     """Do forecasts of `aiflow plan` come true? Messages cross throttled sockets, models answer, and the wall clock says how long that took.
 
@@ -51,7 +53,7 @@ def plan(
         grounds = [Ground.of(folder, one) for one in nets]
         found = bench_plan(grounds, asked, lambda: InlineHosts(load), rounds=rounds, max_tokens=max_tokens, seed=seed, watch=watch)
     if json:
-        typer.echo(dumps({"family": folder.name, "seed": seed, "cache": cache, "machine": about, **found}, indent=2))
+        print_json({"family": folder.name, "seed": seed, "cache": cache, "machine": about, **found})
         return 0
     for one in found["networks"]:
         _show(one, WITHIN)
