@@ -146,7 +146,7 @@ class Agent:
                     score="" if rate is None else self._rated(rate),
                     ended=rate is not None,
                 )
-            streamed = scene.stream(self.name, self.node) if stream else None
+            streamed = scene.told.stream(scene, self.name, self.node) if stream else None
             reply, usage, start_s = await self._replied(request, streamed)
         draft = None if begin is None and top is None else self._drafted(request, reply, None if begin is None else drafted)
         sources = [*heard, *features, *(message for message in (begin, picture, rate) if message is not None)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -170,7 +170,7 @@ class Stream:
         if not self._sent:
             self._sent_s = scene.now()
         try:
-            scene.carry(self.node, piece.nbytes, f"a token of {self.author}", lambda: scene.read(Portion(scene.now(), *piece, self.author)))
+            scene.carry(self.node, piece.nbytes, f"a token of {self.author}", lambda: scene.told.add(Portion(scene.now(), *piece, self.author)))
         except (OverBudget, Unreachable):  # nothing more may or can travel; the call itself goes on
             self._stopped = True
             self._left.clear()
@@ -187,7 +187,7 @@ class Stream:
 
         def arrived() -> None:
             if ended:
-                scene.read(Portion(scene.now(), ended, (), "", self.author))
+                scene.told.add(Portion(scene.now(), ended, (), "", self.author))
             arrive()
             self._traced(start_s, message.id, message._text, self._nbytes + frame)
 
@@ -217,23 +217,55 @@ class Stream:
 
 
 class Told:
-    """What the user has of the answer so far, however it came."""
+    """What the user has of the answer so far, however it came. `reader` is told of every portion when it is at home."""
 
-    __slots__ = ("portions", "token_ids", "text")
+    __slots__ = ("portions", "token_ids", "text", "reader", "_stream")
 
     def __init__(self) -> None:
         self.portions: list[Portion] = []
         self.token_ids: tuple[int, ...] = ()
         self.text = ""
+        self.reader: Callable[[Portion], None] | None = None
+        self._stream: Stream | None = None  # that the user reads
 
     @property
     def tokens(self) -> int:
         return sum(portion.tokens for portion in self.portions)
 
+    @property
+    def delivery(self) -> Delivery | None:
+        """What the user has; None where that is nothing."""
+        return Delivery(tuple(self.portions)) if self.portions else None
+
+    def stream(self, scene: Scene, author: str, node: str) -> Stream:
+        """For an answer that the user reads while it is made. Raises UserError where that is another one already."""
+        if self.portions or (self._stream is not None and self._stream.told):
+            raise UserError(f"{author} cannot stream its answer: the user has the beginning of another one")
+        self._stream = Stream(scene, author, node)
+        return self._stream
+
     def add(self, portion: Portion) -> None:
+        """The user has so much more of the answer, at home."""
         self.portions.append(portion)
         self.token_ids += portion.token_ids
         self.text += portion.text
+        if self.reader is not None:
+            self.reader(portion)
+
+    def tell(self, message: Message, now: float) -> None:
+        """The same for what a message at home says more. Raises UserError where it does not go on from what the user has."""
+        portion = self.more(message, now)
+        if portion.tokens:
+            self.add(portion)
+
+    def whole(self, message: Message, now: float) -> Delivery | None:
+        """How the answer came, now that it is this message, at home; None where it has no tokens. Raises UserError where another one was told."""
+        stream = self._stream if self._stream is not None and self._stream.told else None
+        if stream is None:
+            self.tell(message, now)
+        elif stream.message is None or message.id != stream.message.id or message._said not in (stream.message._text, stream.message._answer):
+            raise taken_back(message)
+        return self.delivery
 
     def more(self, message: Message, now: float) -> Portion:
         """What this message, which is at home, says beyond what was told. Raises UserError where it does not go on from that.

@@ -167,7 +167,7 @@ class Stage:
         limits = budget & own if budget and own else budget or own
         self.scene = scene(job.task, job.team.network, seed=seed, repeat=job.repeat, listener=listen, session=session, budget=limits)
         self.scene.called = teller.calls(asked) if teller and asked else None
-        self.scene.reader = job.reader
+        self.scene.told.reader = job.reader
 
     def result(self, message: Message, latency_s: float) -> Result:
         """To be called where the message is."""
@@ -182,7 +182,7 @@ class Stage:
 
     def _made(self, answer: str, sure: float | None, text: str, usage: Usage, over: str | None) -> Result:
         spans, met, members = tuple(self.spans), tuple(self.scene.met), self.scene.ledger.members
-        return Result(self.job, answer, sure, usage, text=text, spans=spans, met=met, over=over, delivery=self.scene.delivery, members=members)
+        return Result(self.job, answer, sure, usage, text=text, spans=spans, met=met, over=over, delivery=self.scene.told.delivery, members=members)
 
     def stopped(self, latency_s: float) -> Result:
         """What there is when the budget is spent: the last answer that had arrived at home, or an empty one."""
@@ -199,7 +199,7 @@ class Stage:
         usage = self.scene.ledger.usage(latency_s)
         said = f"{type(error).__name__}: {error}".strip() + _where(error, self.job.topology)
         spans, members = tuple(self.spans), self.scene.ledger.members
-        return Result(self.job, None, None, usage, said, spans=spans, delivery=self.scene.delivery, members=members)
+        return Result(self.job, None, None, usage, said, spans=spans, delivery=self.scene.told.delivery, members=members)
 
 
 def _where(error: BaseException, topology: Runs) -> str:
@@ -236,7 +236,7 @@ async def perform(stage: Stage, done: Callable[[Result], None]) -> None:
             if not isinstance(said, Message):
                 raise TypeError(f"{type(job.topology).__name__}.run gave {type(said).__name__}; expected a Message")
             here = await said.to(job.team.home)
-            scene.delivered(here)  # raises where the user was told otherwise
+            scene.told.whole(here, scene.now())  # raises where the user was told otherwise
             message = here
     except Exception as error:  # a topology's mistake is data, not the end of the run
         failure = error

@@ -12,14 +12,14 @@ from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
-from aiflow_agents.errors import MemberFailed, Unreachable, UserError
+from aiflow_agents.errors import MemberFailed, Unreachable
 from aiflow_agents.models.protocol import CallError, Reply, Request, Shape, Turn
 from aiflow_agents.net.clock import settle
 from aiflow_agents.net.cost import price_call
 from aiflow_agents.net.fabric import Clock, Fabric
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.budget import Budget, Meter
-from aiflow_agents.runtime.delivery import Delivery, Portion, Stream, Told, pieces, taken_back
+from aiflow_agents.runtime.delivery import Stream, Told, pieces
 from aiflow_agents.runtime.handover import Call
 from aiflow_agents.runtime.hooks import Called
 from aiflow_agents.runtime.ledger import Ledger
@@ -39,8 +39,7 @@ class Scene:
     """Everything that belongs to one task while it runs: fabric, ledger, what has arrived where, what was prefilled where."""
 
     __slots__ = (
-        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "reader", "called", "hellos", "met", "states",
-        "_told", "_stream",
+        "task", "repeat", "seed", "network", "fabric", "ledger", "meter", "listener", "told", "called", "hellos", "met", "states",
         "_answers", "_at_home", "_moves", "_questions", "_prefilled", "_drafts", "_made", "_working", "_over", "_session",
     )  # fmt: skip
 
@@ -54,9 +53,7 @@ class Scene:
         self.meter = Meter(budget) if budget else None
         self._answers: set[str] = set()  # ids of messages that answer the task's question; these two are kept where there is a budget
         self._at_home: list[tuple[float, Message]] = []  # what is at home, and since when
-        self.reader: Callable[[Portion], None] | None = None  # told of every portion of the answer when it is at home
-        self._told = Told()
-        self._stream: Stream | None = None  # that the user reads
+        self.told = Told()
         self.called: Callable[[Called], None] | None = None  # told of every call that a member has answered, or could not
         self.hellos: dict[str, bytes] = {}  # of the authors of messages with hidden states, by the message's id
         self.states: dict[str, set[str]] = {}  # by node, digests of the hidden states of drafts that have come there
@@ -219,14 +216,7 @@ class Scene:
         self.fabric.send(src, dst, nbytes, arrived, book=self.ledger.book_hop, lost=lost)
         self.__enter__()  # until it has arrived, or never will
 
-    # -- what the user has before the topology is done ---------------------------------------------------------------
-
-    def stream(self, author: str, node: str) -> Stream:
-        """For an answer that the user reads while it is made. Raises UserError where that is another one already."""
-        if self._told.portions or (self._stream is not None and self._stream.told):
-            raise UserError(f"{author} cannot stream its answer: the user has the beginning of another one")
-        self._stream = Stream(self, author, node)
-        return self._stream
+    # -- what goes home before the topology is done ------------------------------------------------------------------
 
     def carry(
         self, node: str, nbytes: int, what: str, arrived: Callable[[], None], lost: Callable[[Unreachable], None] = lambda gone: None
@@ -268,31 +258,9 @@ class Scene:
         for freight in (message._freight, message._text):
             self._moves.pop((message.id, self.network.home, freight), None)
 
-    def read(self, portion: Portion) -> None:
-        """The user has so much more of the answer, at home."""
-        self._told.add(portion)
-        if self.reader is not None:
-            self.reader(portion)
-
     def tell(self, message: Message) -> None:
-        """The same for what a message at home says more. Raises UserError where it does not go on from what the user has."""
-        portion = self._told.more(message, self.now())
-        if portion.tokens:
-            self.read(portion)
-
-    def delivered(self, message: Message) -> Delivery | None:
-        """How the answer came, now that it is this message, at home; None where it has no tokens. Raises UserError where another one was told."""
-        stream = self._stream if self._stream is not None and self._stream.told else None
-        if stream is None:
-            self.tell(message)
-        elif stream.message is None or message.id != stream.message.id or message._said not in (stream.message._text, stream.message._answer):
-            raise taken_back(message)
-        return self.delivery
-
-    @property
-    def delivery(self) -> Delivery | None:
-        """What the user has."""
-        return Delivery(tuple(self._told.portions)) if self._told.portions else None
+        """Let the user have what this message at home says beyond what was told. Raises UserError where it does not go on from that."""
+        self.told.tell(message, self.now())
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
