@@ -24,6 +24,13 @@ TINY: dict[str, Any] = {
 }
 
 
+def same(one: Any, other: Any) -> bool:
+    """Of two trainings: every weight, every optimizer state and every count, bit for bit."""
+    ours, theirs = one._tensors(), other._tensors()
+    counts = [{key: value for key, value in training.state.items() if key != "seconds"} for training in (one, other)]
+    return counts[0] == counts[1] and ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

@@ -23,6 +23,7 @@ from aiflow_agents.training.grow import Grower, check_exits, load_base, tier_exi
 from aiflow_agents.training.loop import Progress
 from aiflow_agents.training.sources import Source, skill_source, skills_of, text_source
 from tests.conftest import make_model
+from tests.training.conftest import same
 
 EXITS = (0, 1, 2)
 SKILLS = {"add": 2.0, "sort": 1.0}
@@ -72,12 +73,6 @@ def grown(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grower,
         out = tmp_path_factory.mktemp("family")
         one.export(out)
     return one, before, out
-
-
-def same(a: Grower, b: Grower) -> bool:
-    ours, theirs = a._tensors(), b._tensors()
-    counts = [{key: value for key, value in each.state.items() if key != "seconds"} for each in (a, b)]
-    return counts[0] == counts[1] and ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 # --- frozen ---

@@ -23,6 +23,7 @@ from aiflow_agents.training.loop import Progress
 from aiflow_agents.training.recipe import Recipe
 from aiflow_agents.training.tokenizer import prompt_ids
 from aiflow_agents.training.trainer import Trainer
+from tests.training.conftest import same
 
 
 class Killed(BaseException):
@@ -32,13 +33,6 @@ class Killed(BaseException):
 def pool() -> list[Heard]:
     questions: Iterator[Question] = stream({"add": 1, "sort": 1}, "train", 9)
     return [Heard(question, {"ada": question.answer, "bob": "7"}) for question, _ in zip(questions, range(20), strict=False)]
-
-
-def same(a: Trainer, b: Trainer) -> bool:
-    """Every weight, every optimizer state and every count, bit for bit."""
-    ours, theirs = a._tensors(), b._tensors()
-    counts = [{key: value for key, value in trainer.state.items() if key != "seconds"} for trainer in (a, b)]
-    return counts[0] == counts[1] and ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.fixture(autouse=True)
