@@ -35,12 +35,26 @@ def _read(key: str) -> Any:
     if key.startswith(OBJECT):
         return None
     found = behind(key)
-    file = Path(found.model) / "tokenizer.json"
-    if found.kind == "http" or not file.is_file():
+    file: Path | None = Path(found.model) / "tokenizer.json"
+    if found.kind in ("transformers", "vllm") and not Path(found.model).is_dir():
+        file = _cached(found.model)
+    if found.kind == "http" or file is None or not file.is_file():
         return None
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(file))
+
+
+def _cached(name: str) -> Path | None:
+    """The tokenizer of a model that is called by its name on the hub, where this machine has it; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "tokenizer.json")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 class Reading:

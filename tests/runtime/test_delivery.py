@@ -366,6 +366,23 @@ def test_the_engine_streams_what_it_says_without(ant: Any) -> None:
         assert len([text for text in said if text]) > 3 and result.usage.wire_bytes == simulated.usage.wire_bytes
 
 
+def test_a_model_from_the_hub_is_read_where_this_machine_has_its_tokenizer(models: list[Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiflow_agents.models.backends import Behind
+    from aiflow_agents.runtime.reading import Tokenizers
+
+    there = tmp_path / "models--some--one"
+    (there / "snapshots" / "abc").mkdir(parents=True)
+    (there / "refs").mkdir()
+    (there / "refs" / "main").write_text("abc")
+    (there / "snapshots" / "abc" / "tokenizer.json").write_bytes((models[0] / "tokenizer.json").read_bytes())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    plain = Tokenizers().of(str(models[0]))
+    for kind in ("transformers", "vllm"):
+        assert Tokenizers().of(Behind(kind=kind, model="some/one").key).decode([9, 10]) == plain.decode([9, 10]) != ""
+    for kind, model in (("transformers", "some/other"), ("vllm", "no folder, and no name"), ("http", "some/one")):
+        assert Tokenizers().of(Behind(kind=kind, model=model).key) is None
+
+
 @pytest.mark.parametrize("stop", [("x",), ("ab", "bab"), ("é",), ("zz",)])
 def test_a_text_is_read_as_far_as_it_is_certain(stop: tuple[str, ...]) -> None:
     from aiflow_agents.runtime.reading import _certain
