@@ -9,14 +9,14 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from os.path import commonprefix
 from typing import Any
 
 from aiflow_agents.models.protocol import Turn
 from aiflow_agents.runtime.delivery import Portion
-from aiflow_agents.runtime.ledger import Ledger
+from aiflow_agents.runtime.ledger import Ledger, Spent
 from aiflow_agents.runtime.live import Answered, Live
 from aiflow_agents.runtime.reading import Reading
 from aiflow_agents.runtime.scene import stable_hash
@@ -27,6 +27,7 @@ from aiflow_agents.serve.served import Served
 from aiflow_agents.serve.spelling import Spelling
 
 Hear = Callable[[int, str], None]  # of which choice, and how it goes on
+SPENT = tuple(field.name for field in fields(Spent))
 PIECE = re.compile(r"\s*\S+\s*")  # of a streamed answer: a word
 
 
@@ -126,10 +127,10 @@ def usage(served: Served, answered: Sequence[Answered]) -> dict[str, Any]:
     links: dict[str, int] = {}
     for ledger in (one.ledger for one in answered):
         for name, spent in ledger.members.items():
-            for key, value in asdict(spent).items():
-                for split, place in ((members, name), (nodes, where.get(name, ""))):
-                    row = split.setdefault(place, {})
-                    row[key] = row.get(key, 0) + value
+            for split, place in ((members, name), (nodes, where.get(name, ""))):
+                row = split.setdefault(place, dict.fromkeys(SPENT, 0))
+                for key in SPENT:
+                    row[key] += getattr(spent, key)
         for (src, dst), nbytes in ledger.links.items():
             links[f"{src}->{dst}"] = links.get(f"{src}->{dst}", 0) + nbytes
     for name, row in members.items():

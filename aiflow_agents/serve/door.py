@@ -1,12 +1,12 @@
 """The door: the app on a port, in the event loop of whoever serves it.
 
-uvicorn, with its parser and its loop in C where `httptools` and `uvloop` are installed: `pip install 'aiflow-agents[serve]'` brings them where there
-are any.
+uvicorn, with a parser and an event loop in C where `httptools` and `uvloop` are installed: `pip install 'aiflow-agents[serve]'` brings them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -44,8 +44,13 @@ class Door:
         while not self.server.started and not serving.done():
             await asyncio.sleep(0.02)
         if self.server.started:
+            gc.collect()
+            gc.freeze()  # models and modules stay: to look through them for garbage again and again would be a tenth of the work
             ready(self)
-        await serving
+        try:
+            await serving
+        finally:
+            gc.unfreeze()
 
     def close(self) -> None:
         self.server.should_exit = True
@@ -79,7 +84,7 @@ class DoorThread:
 
 
 def _protocol() -> Any:
-    """HTTP/1.1 as uvicorn reads it, for clients not to be trusted: a connection without a first request is closed, and a head has an end."""
+    """HTTP/1.1 as uvicorn reads it, from clients who are not trusted: a connection whose first request does not come is closed; a head has an end."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     base: Any = H11Protocol

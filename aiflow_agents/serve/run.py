@@ -21,7 +21,7 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
     """Serve as a deployment of Ray Serve, whose replica opens hosts in the same Ray. `ready(port)` when it answers.
 
     The replica listens itself, on the cluster's head: through Ray Serve's proxy a request takes 10 ms of CPU more. Ray Serve starts it, looks after
-    it and starts another one where it dies. A Ray that was running before goes on; so does its Ray Serve, without this deployment.
+    it, and starts another one where it dies. A Ray that was running before goes on; so does its Ray Serve, without this deployment.
 
     Raises UserError for a port that is taken.
     """

@@ -51,6 +51,8 @@ class Served:
 
     def tailored(self, asked: Asked) -> Team:
         """The team as this request wants it: how tokens are drawn, how many at most, and, of a member, where it stops."""
+        if asked.temperature is None and asked.top_p is None and asked.tokens is None and not asked.stop:
+            return self.team
         agents = {}
         for agent in self.team:
             heat = agent.sampling.temperature if asked.temperature is None else asked.temperature

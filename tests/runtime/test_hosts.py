@@ -221,6 +221,19 @@ def test_a_batch_is_shared_out_and_comes_back_in_order(hosts: Any) -> None:
 
 
 @pytest.mark.ray
+def test_only_hosts_without_work_share_a_batch(hosts: Any) -> None:
+    hosts.processes()  # they run
+    there = hosts._hosts()
+    for busy, sizes in ((there[:1], {100: 100}), (there, {100: 100}), ([], {50: 100})):
+        for host in busy:
+            host.busy += 1
+        found = texts(hosts.generate({"sizes": ask(*["."] * 100)})["sizes"])
+        for host in busy:
+            host.busy -= 1
+        assert Counter(int(text[1:]) for text in found) == sizes
+
+
+@pytest.mark.ray
 def test_what_a_host_raises_comes_through(hosts: Any, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="by zero"):
         hosts.generate({"fails": ask("a")})

@@ -17,12 +17,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from aiflow_agents.cli.main import main
+
 LACKING = [module for module in ("grpc", "watchfiles") if find_spec(module) is None]
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(LACKING), reason=f"Ray Serve lacks {', '.join(LACKING)}: pip install 'aiflow-agents[serve]'"),
-]
+pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"Ray Serve lacks {', '.join(LACKING)}: pip install 'aiflow-agents[serve]'")
 MARK, KEY = "AIFLOW_TEST_MARK", "sk-nobody-must-read-this"
 
 
@@ -44,6 +42,15 @@ def marked(mark: str) -> list[str]:
     return [command for command in found if command]  # one that has none is dead, and waits for its parent
 
 
+def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "willow", "--topology", "single", "--allow", "single", "--port", port]) == 2
+    assert f"cannot listen at 127.0.0.1:{port}: Address already in use; take another one with --port" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_it_answers_streams_and_leaves_nothing_behind(tmp_path: Path) -> None:
     code, port, mark = "import sys; from aiflow_agents.cli.main import main; sys.exit(main())", free_port(), uuid4().hex

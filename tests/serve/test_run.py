@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import one_of
 
 from aiflow_agents.cli import main as door
+from aiflow_agents.errors import AIFlowError
 from aiflow_agents.runtime.placement import unseat
+from aiflow_agents.serve.door import DoorThread
 from aiflow_agents.serve.run import serve_inline
 
 SLOW = """\
@@ -137,6 +141,7 @@ def test_rude_clients_do_no_harm(server: Server) -> None:
         (head + b"Content-Length: -5\r\n\r\n", (400,)),
         (head + b"Content-Length: 5\r\n\r\nhello", (400,)),
         (b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n", (400, 404, 414)),
+        (b"GET /health HTTP/1.1\r\nx: " + b"x" * 200_000, (400,)),  # and no end
         (b"\x16\x03\x01\x02\x00\x01\x00", (400,)),
     ):
         answered = server.raw(sent)
@@ -178,8 +183,6 @@ def test_500_requests_made_from_its_own_schema_are_answered_as_the_schema_says(s
 
 
 def test_what_is_under_way_comes_to_its_end_and_no_key_is_in_any_log(server: Server) -> None:
-    import threading
-
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(server.ask(model="willow/slow", topology={"params": {"seconds": 1.5}})))
     asking.start()
@@ -211,6 +214,35 @@ def test_signals_are_the_servers_whatever_an_app_sets_when_it_starts() -> None:
     before = signal.getsignal(signal.SIGTERM)
     serve_inline(app, "127.0.0.1", 0, lambda port: os.kill(os.getpid(), signal.SIGTERM))
     assert said == ["lifespan.shutdown"] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_door_with_a_thread_of_its_own_says_whether_it_stands_open() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            said.append((await receive())["type"])
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        await asyncio.sleep(1.0)  # under way when it is closed
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    said: list[Any] = []
+    door = DoorThread(app, "127.0.0.1", 0)
+    door.check()
+    port = door.door.port
+    asking = threading.Thread(target=lambda: said.append(httpx.get(f"http://127.0.0.1:{port}/").text))
+    asking.start()
+    while not door.door.server.server_state.tasks:
+        time.sleep(0.01)
+    with pytest.raises(AIFlowError, match=f"nothing listens at 127.0.0.1:{port}"):
+        DoorThread(app, "127.0.0.1", port)
+    door.close()
+    asking.join(10)
+    assert said[-2:] == ["done", "lifespan.shutdown"]
+    with pytest.raises(AIFlowError, match="nothing listens"):
+        door.check()
 
 
 # --- before it listens ---
