@@ -124,9 +124,12 @@ class Live:
         finally:
             if teller:
                 teller.forget(job)
-            leaving = asyncio.ensure_future(self._leave(scene))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            if scene.working:
+                leaving = asyncio.ensure_future(self._leave(scene))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+            else:
+                scene.leave()
         reply = scene.replies.get(stage.said.id) if stage.said else None
         return Answered(results[0], scene.ledger, stage.said, reply, stage.error, scene.unfinished)
 
@@ -209,6 +212,11 @@ class LiveScene(Scene):
 
     async def all_done(self) -> None:
         await super().over()
+
+    @property
+    def working(self) -> bool:
+        """Whether anything that costs still goes on."""
+        return self._working > 0
 
     def leave(self) -> None:
         """This task is over, and so is its need of what its calls have left with the hosts."""

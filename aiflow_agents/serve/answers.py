@@ -101,6 +101,8 @@ def _seed(seed: int, choice: int) -> int:
 
 async def _all(asks: Sequence[Any]) -> list[Answered]:
     """All of them; if this is given up, so are they."""
+    if len(asks) == 1:  # as most: without a task of its own
+        return [await asks[0]]
     tasks = [asyncio.ensure_future(ask) for ask in asks]
     try:
         return list(await asyncio.gather(*tasks))

@@ -71,15 +71,16 @@ class Endpoint:
         hear = (lambda i, text: said.put_nowait((i, text))) if asked.stream else None
         work = asyncio.ensure_future(answer(self.live, served, asked, self.spelling, self.metrics, self.limits.answer_s, hear))
         work.add_done_callback(lambda _: said.put_nowait(None))
-        first, gone = asyncio.ensure_future(said.get()), asyncio.ensure_future(_gone(request))
+        first: asyncio.Future[Any] = asyncio.ensure_future(said.get()) if asked.stream else work
+        gone = asyncio.ensure_future(_gone(request))
         begun = False
         try:
             await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
                 return Refusal(499, "the client has gone").response()
-            begun = first.result() is not None
-            if not begun and not asked.stream:
+            if first is work:
                 return Answer(work.result().body())
+            begun = first.result() is not None
             pieces = Pieces(served, asked)
             events = _streamed(pieces, first.result(), said, work) if begun else _each(pieces.rest(work.result()))
         finally:

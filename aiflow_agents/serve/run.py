@@ -55,6 +55,7 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
             name="endpoint",
             num_replicas=1,
             graceful_shutdown_timeout_s=DRAIN_S + 10,
+            health_check_period_s=3,
             ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
         )
         serve.run(deployment(_Replica).bind(settings.located(), host, port), name="aiflow", route_prefix=None)

@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve, in processes of their own: it answers, it ends when it is told to, and nothing of it is left."""
+"""The endpoint on a real Ray Serve, in processes of its own: it answers, stands up again, ends when it is told to, and nothing of it is left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -30,16 +32,16 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def marked(mark: str) -> list[str]:
-    """The commands of all processes that were started with this mark in their environment."""
-    found = []
+def marked(mark: str) -> dict[int, str]:
+    """The commands of all processes that were started with this mark in their environment, by process."""
+    found = {}
     for process in Path("/proc").iterdir():
         try:
             if process.name.isdigit() and f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
         except OSError:  # it has ended, or is somebody else's
             continue
-    return [command for command in found if command]  # one that has none is dead, and waits for its parent
+    return {process: command for process, command in found.items() if command}  # one that has none is dead, and waits for its parent
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +49,18 @@ def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[
         port = str(taken.getsockname()[1])
         assert main(["serve", "willow", "--topology", "single", "--allow", "single", "--port", port]) == 2
     assert f"cannot listen at 127.0.0.1:{port}: Address already in use; take another one with --port" in capsys.readouterr().err
+
+
+def again(ask: Callable[[], Any]) -> Any:
+    """What `ask` gives when there is somebody to answer again."""
+    until = time.monotonic() + 120
+    while True:
+        try:
+            return ask()
+        except httpx.TransportError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
 
 
 @pytest.mark.ray
@@ -64,7 +78,7 @@ def test_it_answers_streams_and_leaves_nothing_behind(tmp_path: Path) -> None:
         assert server.stdout is not None
         said = server.stdout.readline()
         assert re.search(rf"^6 models at http://127\.0\.0\.1:{port}/v1: willow, ", said), (said, server.communicate())
-        assert any("raylet" in command for command in marked(mark)), "or nothing would be found below either"
+        assert any("raylet" in command for command in marked(mark).values()), "or nothing would be found below either"
         asked = {"model": "willow", "messages": [{"role": "user", "content": "84*7="}]}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as client:
             answer = client.post("/v1/chat/completions", json=asked).json()
@@ -77,6 +91,9 @@ def test_it_answers_streams_and_leaves_nothing_behind(tmp_path: Path) -> None:
             assert streamed.headers["content-type"].startswith("text/event-stream")
             assert lines[-1] == "data: [DONE]" and len(lines) >= 4 and any(text in line for line in lines[:-1])
             assert httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=asked).status_code == 401
+            (replica,) = [process for process, command in marked(mark).items() if "ServeReplica" in command]
+            os.kill(replica, signal.SIGKILL)
+            assert again(lambda: client.post("/v1/chat/completions", json=asked).json()["choices"]) == answer["choices"], "another one was started"
         server.send_signal(signal.SIGTERM)
         _, err = server.communicate()
     finally:
@@ -86,4 +103,4 @@ def test_it_answers_streams_and_leaves_nothing_behind(tmp_path: Path) -> None:
     until = time.monotonic() + 30
     while (left := marked(mark)) and time.monotonic() < until:
         time.sleep(0.2)
-    assert left == []
+    assert left == {}
