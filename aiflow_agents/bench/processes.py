@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -19,6 +20,15 @@ def family(pid: int) -> list[int]:
     while left:
         found.append(left.pop())
         left += children[found[-1]]
+    return found
+
+
+def commands(pid: int) -> list[str]:
+    """With which arguments they were started."""
+    found = []
+    for one in family(pid):
+        with suppress(OSError):
+            found.append((PROC / str(one) / "cmdline").read_text(errors="replace"))
     return found
 
 

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiflow_agents.bench import processes
@@ -36,6 +37,7 @@ from aiflow_agents.runtime.team import Team
 PATH = "/v1/chat/completions"
 KEY = "sk-bench-4f7a90c1d2"
 MOST_BODY = 100_000
+SESSION = re.compile(r"(/[^\0=]*/session_\d[^/\0]*)")  # where a Ray keeps its logs, among the arguments of its processes
 ALONE_S = 30.0  # of a round, at most, for the model alone
 
 
@@ -58,10 +60,11 @@ class Served:
         return processes.cpu_s(self.process.pid)
 
     def said(self) -> str:
-        """All that it has written so far."""
+        """All that it has written so far, and what its processes in Ray have."""
         self.log.flush()
-        with open(self.log.name) as log:
-            return log.read()
+        sessions = {Path(found[1]) for line in processes.commands(self.process.pid) if (found := SESSION.search(line))}
+        logs = [log for session in sessions for log in (*session.glob("logs/worker-*"), *session.glob("logs/serve/*"))]
+        return "".join(log.read_text(errors="replace") for log in (Path(self.log.name), *logs) if log.is_file())
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,7 +46,7 @@ class Door:
             await asyncio.sleep(0.02)
         if self.server.started:
             gc.collect()
-            gc.freeze()  # models and modules stay: to look through them for garbage again and again would be a tenth of the work
+            gc.freeze()  # models and modules stay: to look through them for garbage again and again is a quarter of the work
             ready(self)
         try:
             await serving
@@ -68,7 +69,8 @@ class DoorThread:
 
     def _run(self, opened: threading.Event) -> None:
         try:
-            self.door.run(lambda _: opened.set())
+            with suppress(SystemExit):  # uvicorn has said why
+                self.door.run(lambda _: opened.set())
         finally:
             opened.set()
 

@@ -89,7 +89,8 @@ def _is_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}; take another one with --port") from None
+        why = str(error.strerror or error).partition(" (")[0]
+        raise UserError(f"cannot listen at {host}:{port}: {why}; take another one with --port") from None
 
 
 def serve_inline(app: Any, host: str, port: int, ready: Callable[[int], None]) -> None:

@@ -31,6 +31,7 @@ def test_children_and_theirs_are_counted() -> None:
         assert [child.stdout.readline() for _ in range(2)] == [b"there\n"] * 2
         found = processes.family(child.pid)
         assert found[0] == child.pid and len(found) == 2 and child.pid in processes.family(os.getpid())
+        assert [command.count(CHILD) for command in processes.commands(child.pid)] == [2, 1]
         assert 115 < processes.memory_mb(child.pid) < 250
         assert 0.7 < processes.cpu_s(child.pid) < 5
         child.stdin.close()

@@ -141,7 +141,7 @@ def test_rude_clients_do_no_harm(server: Server) -> None:
         (head + b"Content-Length: -5\r\n\r\n", (400,)),
         (head + b"Content-Length: 5\r\n\r\nhello", (400,)),
         (b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n", (400, 404, 414)),
-        (b"GET /health HTTP/1.1\r\nx: " + b"x" * 200_000, (400,)),  # and no end
+        (b"GET /health HTTP/1.1\r\nx: " + b"x" * 65_550, (400,)),  # and no end
         (b"\x16\x03\x01\x02\x00\x01\x00", (400,)),
     ):
         answered = server.raw(sent)
