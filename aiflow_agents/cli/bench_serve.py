@@ -19,7 +19,7 @@ def serve(
     rounds: Annotated[int, typer.Option(min=1, help="In each the model alone has its turn too, a quarter as long, 30 s at most.")] = 4,
     singles: Annotated[int, typer.Option(min=1, help="Questions asked one at a time.")] = 200,
     malformed: Annotated[int, typer.Option(min=0, help="Requests that are not as they should be.")] = 500,
-    runtime: Annotated[Literal["ray", "inline"], typer.Option(help="Of `aiflow serve`.")] = "inline",
+    runtime: Annotated[Literal["ray", "inline"], typer.Option(help="Of `aiflow serve`.")] = "ray",
     seed: Annotated[int, typer.Option(help="Draws the questions, and what is malformed.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
 ) -> int:

@@ -14,11 +14,12 @@ from aiflow_agents.cli.main import main
 
 
 def test_a_served_member_beside_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = ["bench", "serve", "willow/leaf", "--clients", "3", "--seconds", "1", "--rounds", "1", "--singles", "2", "--malformed", "40"]
-    code = main([*wanted, "--json"])
+    load = ["--clients", "3", "--seconds", "1", "--rounds", "1", "--singles", "2", "--malformed", "40"]
+    code = main(["bench", "serve", "willow/leaf", "--runtime", "inline", *load, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert code == 0 and found["errors"] == 0 and set(found["statuses"]) == {"200"} and found["statuses"]["200"] >= 2 + 5 + 3
     assert 0 < found["alone_s"] < found["served_s"] and found["memory_mb"] > 50
+    assert min(found["rounds"][0][f"{side}_cpu_ms"] for side in ("alone", "served", "clients")) > 0
     assert found["share"] == pytest.approx(found["rounds"][0]["served_per_s"] / found["rounds"][0]["alone_per_s"]) and found["share"] > 0
     rude = found["malformed"]
     assert rude["requests"] == 40 == sum(sum(row.values()) for row in rude["statuses"].values()) and rude["answers_after"]
