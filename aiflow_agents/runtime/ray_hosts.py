@@ -278,7 +278,7 @@ class _Round:
             self.waiting[room], self.idle[room] = deque(), deque()
             for host in sorted(room.hosts, key=lambda host: host.busy):
                 self._await(host)
-        free = sum(host.busy == 0 for host in room.hosts)  # where all have work, what waits is not cut: one host computes it with fewer steps than two
+        free = sum(host.busy == 0 for host in room.hosts)  # where all have work, what waits is not cut: one host computes it in fewer steps
         size = _piece(requests, free or 1)
         self.waiting[room].extend(_Piece(model, start, min(start + size, requests)) for start in range(0, requests, size))
 
