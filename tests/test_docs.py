@@ -106,8 +106,6 @@ def test_ten_lines_are_enough(page: str) -> None:
 
 def test_the_readme_runs_as_it_stands(names: dict[str, object]) -> None:
     """Its first script is run by test_python_api. A class is shown without its imports, and must be the one of its file."""
-    import torch
-
     code = [block for block in blocks(ROOT / "README.md") if block.language == "python"]
     shown = [block for block in code if block.code.startswith("class ")]
     for block in shown:
@@ -116,7 +114,6 @@ def test_the_readme_runs_as_it_stands(names: dict[str, object]) -> None:
     left = [block for block in code[1:] if block not in shown]
     assert left and len(left) + len(shown) + 1 == len(code)
     Path("agents").symlink_to(ROOT / "agents")
-    names["ids"] = torch.tensor([[5, 6, 7, 8]])
     for block in left:
         run(block.code, ROOT / "README.md", block.line, names)
     gap = names["family"].logits(names["ids"], exit=7) - names["logits"]  # type: ignore[attr-defined]
