@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from aiflow_agents.bench import processes
-from aiflow_agents.errors import AIFlowError
+from aiflow_agents.errors import UserError
 from aiflow_agents.models.protocol import Request, Turn
 from aiflow_agents.runtime.hosts import load_model
 from aiflow_agents.runtime.team import Team
@@ -69,7 +69,7 @@ class Served:
 
 @contextmanager
 def served(team: str, runtime: str) -> Iterator[Served]:
-    """`aiflow serve TEAM` in a process of its own. Raises AIFlowError with what it says when it does not come up."""
+    """`aiflow serve TEAM` in a process of its own. Raises UserError with what it says when it does not come up."""
     with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = ["--port", str(free.getsockname()[1])]
@@ -82,7 +82,7 @@ def served(team: str, runtime: str) -> Iterator[Served]:
             found = re.search(r"http://[\d.]+:(\d+)/v1", process.stdout.readline())
             if found is None:
                 process.wait(30)
-                raise AIFlowError(f"the server did not start: {Served(0, process, log).said().strip()}")
+                raise UserError(f"the server did not start: {Served(0, process, log).said().strip()}")
             yield Served(int(found[1]), process, log)
         finally:
             process.send_signal(signal.SIGTERM)
