@@ -144,12 +144,12 @@ def test_a_sampled_answer_depends_on_its_seed_and_not_on_its_company(both: Any) 
 def test_what_is_drawn_has_the_distribution_of_our_own_engine(both: Any) -> None:
     """First tokens, and second ones given the first, against the probabilities by our decoder: chi-square. Two slightly wrong temperatures are rejected."""
     theirs, ours = both
-    asked = [Request((Turn("user", "37*8="),), 2, Sampling(1.5), seed) for seed in range(6000)]
+    asked = [Request((Turn("user", "12+34="),), 2, Sampling(2.0), seed) for seed in range(6000)]
     drawn = [reply.token_ids for reply in theirs.generate(asked)]
     assert [reply.token_ids for reply in theirs.generate(asked[::-1])] == drawn[::-1]  # every draw is its seed's alone
     prompt = ours.chat.prompt(asked[0].messages)
-    found = {temperature: p_values(ours, prompt, drawn, temperature) for temperature in (1.35, 1.5, 1.65)}
-    assert min(found[1.5]) > 0.001 and max(*found[1.35], *found[1.65]) < 0.001, found
+    found = {temperature: p_values(ours, prompt, drawn, temperature) for temperature in (1.8, 2.0, 2.2)}
+    assert min(found[2.0]) > 0.001 and max(*found[1.8], *found[2.2]) < 0.001, found
 
 
 def p_values(ours: FamilyModel, prompt: list[int], drawn: list[tuple[int, ...]], temperature: float) -> tuple[float, float]:
@@ -163,7 +163,7 @@ def p_values(ours: FamilyModel, prompt: list[int], drawn: list[tuple[int, ...]],
     second = {token: Counter(ids[1] for ids in drawn if ids[0] == token and len(ids) > 1) for token in first}
     rows = [_chi_square(counts, odds(token)) for token, counts in second.items() if counts.total() >= 100]
     alone, behind = _chi_square(first, odds()), [sum(column) for column in zip(*rows, strict=True)]
-    assert alone[1] >= 5 and behind[1] >= 20
+    assert min(alone[1], behind[1]) >= 10
     return float(stats.chi2.sf(*alone)), float(stats.chi2.sf(*behind))
 
 
