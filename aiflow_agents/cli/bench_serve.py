@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from json import dumps
 from typing import Annotated, Literal
 
 import typer
+
+from aiflow_agents.cli.options import AskedSuite, Json
+from aiflow_agents.cli.output import print_json
 
 ADDED_MS, SHARE, GROWTH = 10.0, 0.8, 0.05  # what is aimed at
 
 
 def serve(
     model: Annotated[str, typer.Argument(help="A member, as TEAM/MEMBER.")] = "specialists/oak",
-    suite: Annotated[str, typer.Option(help="Whose test questions are asked.")] = "specialists",
+    suite: AskedSuite = "specialists",
     clients: Annotated[int, typer.Option(min=1, help="That ask at the same time.")] = 100,
     seconds: Annotated[float, typer.Option(min=1, help="Of load, all rounds together.")] = 120.0,
     rounds: Annotated[int, typer.Option(min=1, help="In each the model alone has its turn too, a quarter as long, 30 s at most.")] = 4,
@@ -21,7 +23,7 @@ def serve(
     malformed: Annotated[int, typer.Option(min=0, help="Requests that are not as they should be.")] = 500,
     runtime: Annotated[Literal["ray", "inline"], typer.Option(help="Of `aiflow serve`.")] = "ray",
     seed: Annotated[int, typer.Option(help="Draws the questions, and what is malformed.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")] = False,
+    json: Json = False,
 ) -> int:
     """A served member beside the same model alone: latency, throughput under load, memory, and malformed requests.
 
@@ -43,7 +45,7 @@ def serve(
     rude = found.malformed
     bad = found.errors or rude and (rude["server_errors"] or rude["tracebacks"] or rude["keys"] or not rude["answers_after"])
     if json:
-        typer.echo(dumps({"model": model, "suite": suite, "seed": seed, "runtime": runtime, **found.as_data(), "machine": machine()}, indent=2))
+        print_json({"model": model, "suite": suite, "seed": seed, "runtime": runtime, **found.as_data(), "machine": machine()})
         return 1 if bad else 0
     typer.echo(f"one at a time   alone {found.alone_s * 1000:.1f} ms, served {found.served_s * 1000:.1f} ms: {found.added_s * 1000:+.1f} ms at the median")
     alone, served = (sum(getattr(turn, side) for turn in found.rounds) / len(found.rounds) for side in ("alone_per_s", "served_per_s"))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from aiflow_agents.errors import UnknownName, UserError
 from aiflow_agents.models.family.config import DecoderConfig
-from aiflow_agents.models.family.model import model_info
+from aiflow_agents.models.family.info import model_info
 from aiflow_agents.models.family.rank import linears
 from aiflow_agents.net.network import TIERS, Network
 from aiflow_agents.runtime.team import MAX_TOKENS, Team

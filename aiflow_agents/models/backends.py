@@ -51,7 +51,7 @@ class Behind(BaseModel):
     def info(self) -> ModelInfo:
         """What the model is. Raises `UserError` where it cannot be had."""
         if self.kind == "family":
-            from aiflow_agents.models.family.model import model_info
+            from aiflow_agents.models.family.info import model_info
 
             return model_info(self.model)
         if self.kind == "transformers":

@@ -16,6 +16,7 @@ from typing import Any
 from aiflow_agents.errors import AIFlowError
 
 DRAIN_S = 30  # for which a question that is under way may go on after the door has closed
+HEAD_S = 30  # that a request may take until its head is whole
 MOST_HEAD = 65536  # bytes of a request before its body
 
 
@@ -86,7 +87,7 @@ class DoorThread:
 
 
 def _protocol() -> Any:
-    """HTTP/1.1 as uvicorn reads it, from clients who are not trusted: a connection whose first request does not come is closed; a head has an end."""
+    """HTTP/1.1 as uvicorn reads it, from clients who are not trusted: a connection whose request does not come is closed; a head has an end."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     base: Any = H11Protocol
@@ -97,14 +98,29 @@ def _protocol() -> Any:
 
     class Protocol(base):  # type: ignore[misc]
         head = 0  # bytes of a request's head that have come, while it is not whole
+        late: asyncio.TimerHandle | None = None  # from when it is waited for
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self.loop.call_later(DRAIN_S, self._late, transport)
+            self._wait()
 
-        def _late(self, transport: Any) -> None:
-            if getattr(self, "cycle", None) is None:
-                transport.close()
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.late is not None:
+                self.late.cancel()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            """For a request to be whole; not while one is answered, nor, as uvicorn does that, from one to the next."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                if self.late is not None:
+                    self.late.cancel()
+                    self.late = None
+            elif self.late is None:
+                self.late = self.loop.call_later(HEAD_S, self.transport.close)
 
     class Limited(Protocol):
         """h11 counts by itself what `httptools` does not."""

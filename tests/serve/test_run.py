@@ -245,6 +245,35 @@ def test_a_door_with_a_thread_of_its_own_says_whether_it_stands_open() -> None:
         door.check()
 
 
+@pytest.mark.parametrize(("asks", "then", "stays"), [(False, b"", False), (False, b"GET / HT", False), (True, b"", True), (True, b"GET / HT", False)])
+def test_who_does_not_end_a_request_is_sent_away(asks: bool, then: bytes, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who is between two of them, or waits for an answer, is not."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await asyncio.sleep(1.0)  # longer than a head may take
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+            await send({"type": "http.response.body", "body": b"done"})
+
+    monkeypatch.setattr("aiflow_agents.serve.door.HEAD_S", 0.5)
+    door = DoorThread(app, "127.0.0.1", 0)
+    try:
+        with socket.create_connection(("127.0.0.1", door.door.port), timeout=2.0) as client:
+            if asks:
+                client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                heard = b""
+                while not heard.endswith(b"done"):
+                    heard += client.recv(4096) or pytest.fail(f"closed after {heard!r}")
+            client.sendall(then)
+            if stays:
+                with pytest.raises(TimeoutError):
+                    client.recv(1)
+            else:
+                assert client.recv(1) == b""
+    finally:
+        door.close()
+
+
 # --- before it listens ---
 
 
