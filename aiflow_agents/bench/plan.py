@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -115,7 +116,7 @@ class _Run:
             Live(teams[0][0], hosts, pace=links, seed=self.seed, hooks=[Calls()]) as live,  # told as much as the other, so that both are as slow
             Live(teams[0][0], hosts, seed=self.seed, hooks=[calls := Calls()]) as still,
         ):
-            asks = _Asks(live, still, links, len(self.plans))
+            asks = _Asks(live, still, links)
             await live.warm(*(team for team, _ in teams))
             for turn in range(-1, self.rounds):  # the first is the warm-up, with one question
                 pairs = list(zip(self.asked, self.known, strict=True))[: 1 if turn < 0 else None]
@@ -127,9 +128,10 @@ class _Run:
                     self.watch.advance(len(self.plans) if turn >= 0 else 0)
                 await asyncio.sleep(0.1)  # hooks are told in threads of their own
                 if turn < 0:
-                    asks = _Asks(live, still, links, len(self.plans))
+                    asks = _Asks(live, still, links)
                     calls.seen.clear()
-        return list(map(statistics.fmean, asks.took)), Speeds(calls.seen, asks.own_s(calls.seen)), statistics.fmean(asks.late_s)
+        real = [statistics.fmean(asks.took[plan]) for plan in range(len(self.plans))]
+        return real, Speeds(calls.seen, asks.own_s(calls.seen)), statistics.fmean(asks.late_s)
 
     def _all(self, asks: _Asks, teams: Sequence[tuple[Team, Runs]], question: str, known: str) -> list[Callable[[], Awaitable[None]]]:
         """A question to every plan; and one that measures the machine: to every kind of call, and over the links to one plan of each topology."""
@@ -172,13 +174,9 @@ class _Asks:
     live: Live
     still: Live
     links: Loopback
-    plans: int
-    took: list[list[float]] = field(default_factory=list)
-    beside: dict[str, list[float]] = field(default_factory=dict)
+    took: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    beside: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     late_s: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.took.extend([] for _ in range(self.plans))
 
     async def over_links(self, plan: int, team: Team, topology: Runs, question: str) -> None:
         self.took[plan].append(await _seconds(self.live, team, topology, question))
@@ -189,7 +187,7 @@ class _Asks:
         self.late_s.extend(self.links.late_s)
 
     async def alone(self, team: Team, topology: Any, question: str) -> None:
-        self.beside.setdefault(topology.name(), []).append(await _seconds(self.still, team, topology, question))
+        self.beside[topology.name()].append(await _seconds(self.still, team, topology, question))
 
     def own_s(self, seen: Sequence[Seen]) -> dict[str, float]:
         """What the runtime took for a call beside the call itself, by topology."""

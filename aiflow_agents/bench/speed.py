@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aiflow_agents.evals.plans import Plan
-from aiflow_agents.models.protocol import Pass, Reply
+from aiflow_agents.models.protocol import Reply
 from aiflow_agents.net.network import Network
 from aiflow_agents.runtime.hooks import Asked, Called, Hook
 from aiflow_agents.runtime.task import Task
 from aiflow_agents.runtime.team import Team
+from aiflow_agents.runtime.work import needed
 from aiflow_agents.wire.message import Message, standing_at
 
 
@@ -91,20 +92,18 @@ class Calls(Hook):
 def _seen(topology: Any, call: Called) -> Seen:
     request, reply, shape = call.request, call.reply, call.agent.shape or call.agent.info.shape
     assert isinstance(reply, Reply) and call.usage is not None
-    steps, share, what = max(reply.tokens_out - 1, 0), 1.0, "answer"
+    work, share, what = needed(shape, request, reply, None), 1.0, "answer"  # only what is read first depends on what the member has read before
     if request.check is not None:
-        steps, share, what = 0, (reply.work or ())[0].share, f"check of {len(request.check)}"
+        share, what = (reply.work or ())[0].share, f"check of {len(request.check)}"
         what += ", states" if request.parcel is not None else ""
     elif request.want is not None and request.max_tokens <= len(request.begin):
-        steps, share, what = 0, request.want.layer / shape.layers, f"states of layer {request.want.layer}"
+        share, what = request.want.layer / shape.layers, f"states of layer {request.want.layer}"
     elif request.begin:
-        steps, what = reply.tokens_out - (reply.finish != "unsure"), "draft"
+        what = "draft"
     fresh = "" if request.begin else ", prompt"
     exit = call.agent.info.shape.layers - 1 if call.agent.exit is None else call.agent.exit
-    middle = Pass(1.0, 1, reply.tokens_in + len(request.begin) + steps // 2, 1)  # a step costs as much more as it looks back farther
-    decode_flops = steps * shape.pass_flops(middle)
-    took, prefill_flops = call.end_s - call.start_s, max(call.usage.flops - decode_flops, 0.0)
-    return Seen(topology.name(), exit, what + fresh, took, steps, prefill_flops, decode_flops, shape.weight_bytes, share)
+    took, prefill_flops = call.end_s - call.start_s, max(call.usage.flops - work.decode_flops, 0.0)
+    return Seen(topology.name(), exit, what + fresh, took, work.steps, prefill_flops, work.decode_flops, shape.weight_bytes, share)
 
 
 class InTurns:

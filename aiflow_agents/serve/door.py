@@ -97,7 +97,6 @@ def _protocol() -> Any:
         base = HttpToolsProtocol
 
     class Protocol(base):  # type: ignore[misc]
-        head = 0  # bytes of a request's head that have come, while it is not whole
         late: asyncio.TimerHandle | None = None  # from when it is waited for
 
         def connection_made(self, transport: Any) -> None:
@@ -125,7 +124,7 @@ def _protocol() -> Any:
     class Limited(Protocol):
         """h11 counts by itself what `httptools` does not."""
 
-        reading = True  # a head
+        head, reading = 0, True  # bytes of a request's head that have come, and whether more of it are to come
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
