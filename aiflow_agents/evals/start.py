@@ -36,9 +36,14 @@ def start_hosts(runtime: str, ray_address: str | None = None, *, models: Mapping
         if ray_address and isinstance(error, OSError | ValueError):  # ConnectionError is an OSError
             why = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"no Ray cluster at {ray_address}: {why}; start one with `ray start --head`, or leave --ray-address out") from error
-        if isinstance(error, Exception) and "timed out" in str(error):  # in words alone does Ray tell this from other failures
-            raise UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") from error
+        if isinstance(error, Exception) and (late := too_late(error)):
+            raise late from error
         raise
+
+
+def too_late(error: Exception) -> UserError | None:
+    """What to say where Ray did not start in time: in words alone does it tell this from other failures."""
+    return UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") if "timed out" in str(error) else None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiflow_agents.errors import UserError
+from aiflow_agents.evals.start import too_late
 from aiflow_agents.serve.app import app_of
 from aiflow_agents.serve.door import DRAIN_S, Door, DoorThread
 from aiflow_agents.serve.settings import Settings
@@ -38,8 +39,8 @@ def serve_ray(settings: Settings, host: str, port: int, ready: Callable[[int], N
         try:
             ray.init(address=settings.ray_address or "local", log_to_driver=False, configure_logging=False, **here)
         except Exception as error:
-            if "timed out" in str(error):  # in words alone does Ray tell this from other failures
-                raise UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") from error
+            if late := too_late(error):
+                raise late from error
             raise
     ended = threading.Event()
 
