@@ -43,7 +43,9 @@ def start_hosts(runtime: str, ray_address: str | None = None, *, models: Mapping
 
 def too_late(error: Exception) -> UserError | None:
     """What to say where Ray did not start in time: in words alone does it tell this from other failures."""
-    return UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline") if "timed out" in str(error) else None
+    if "timed out" not in str(error):
+        return None
+    return UserError("Ray did not start in time; this machine may be too busy: try again, or use --runtime inline")
 
 
 @contextmanager
